@@ -1,0 +1,182 @@
+package discov
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
+const refusedFor = 500 * time.Millisecond
+
+// authenticateTimeout bounds one Authenticate, which serves everyone who waits for it.
+const authenticateTimeout = 3 * time.Second
+
+// login is an etcd user and password.
+type login struct {
+	user, pass string
+}
+
+// account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait.
+//
+// The client's own way costs a bcrypt per stream and per call that finds its token expired: a thousand Publishers would
+// keep etcd busy for a minute after each restart. It also makes clientv3.New fail while etcd is down.
+//
+// A nil account is that of a link without user and password.
+type account struct {
+	login
+	ctx     context.Context // the link's
+	running *sync.WaitGroup // the link's
+
+	mu      sync.Mutex
+	auth    pb.AuthClient // set once, before the first call
+	token   string
+	asked   bool            // whether etcd has answered an Authenticate
+	pending *authentication // nil where none is under way
+	refused error
+	since   time.Time // of refused
+}
+
+// authentication is one call to Authenticate. err may be read once done is closed.
+type authentication struct {
+	done chan struct{}
+	err  error
+}
+
+// GetRequestMetadata implements gRPC's PerRPCCredentials.
+func (a *account) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	token := a.current()
+	if token == "" {
+		return nil, nil
+	}
+	return map[string]string{rpctypes.TokenFieldNameGRPC: token}, nil
+}
+
+// RequireTransportSecurity implements gRPC's PerRPCCredentials. Plaintext is the user's choice, as with the client.
+func (a *account) RequireTransportSecurity() bool { return false }
+
+func (a *account) current() string {
+	if a == nil {
+		return ""
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.token
+}
+
+// ensure gets the first token.
+func (a *account) ensure(ctx context.Context) error {
+	if a == nil {
+		return nil
+	}
+	a.mu.Lock()
+	asked := a.asked
+	a.mu.Unlock()
+	if asked {
+		return nil
+	}
+	return a.renew(ctx, "")
+}
+
+// reject drops the token if err says that it is of no use any more, so that the next stream gets another.
+func (a *account) reject(token string, err error) {
+	if a == nil || !isTokenError(plain(err)) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.token == token {
+		a.token, a.asked = "", false
+	}
+}
+
+// intercept gives each unary call a token, and a second try where etcd rejects it.
+func (a *account) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if method == pb.Auth_Authenticate_FullMethodName {
+		return invoke(ctx, method, req, reply, cc, opts...)
+	}
+	if err := a.ensure(ctx); err != nil {
+		return err
+	}
+	token := a.current()
+	err := invoke(ctx, method, req, reply, cc, opts...)
+	if !isTokenError(plain(err)) {
+		return err
+	}
+	if renewErr := a.renew(ctx, token); renewErr != nil {
+		return renewErr
+	}
+	err = invoke(ctx, method, req, reply, cc, opts...)
+	if isTokenError(plain(err)) {
+		// In other words, or the client would try a hundred times more.
+		return status.Error(codes.Unauthenticated, "a new token was rejected: "+status.Convert(err).Message())
+	}
+	return err
+}
+
+// renew replaces the token, unless somebody has done so meanwhile.
+func (a *account) renew(ctx context.Context, rejected string) error {
+	pending := a.begin(rejected)
+	if pending == nil {
+		return nil
+	}
+	select {
+	case <-pending.done:
+		return pending.err
+	case <-ctx.Done():
+		return status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// begin joins the authentication that is under way, or starts one; it returns nil where there is a newer token already.
+func (a *account) begin(rejected string) *authentication {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.asked && a.token != rejected:
+		return nil
+	case a.pending != nil:
+		return a.pending
+	}
+	a.pending = &authentication{done: make(chan struct{})}
+	if a.refused != nil && time.Since(a.since) < refusedFor {
+		refused := a.pending
+		a.pending = nil
+		refused.err = a.refused
+		close(refused.done)
+		return refused
+	}
+	pending := a.pending
+	a.running.Go(func() { a.authenticate(pending) })
+	return a.pending
+}
+
+func (a *account) authenticate(one *authentication) {
+	ctx, cancel := context.WithTimeout(a.ctx, authenticateTimeout)
+	defer cancel()
+	request := &pb.AuthenticateRequest{Name: a.user, Password: a.pass}
+	response, err := a.auth.Authenticate(ctx, request, grpc.WaitForReady(true))
+
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pending = nil
+	a.refused = nil
+	switch e := plain(err); {
+	case err == nil:
+		a.token, a.asked = response.GetToken(), true
+	case e == rpctypes.ErrAuthNotEnabled: //nolint:errorlint // plain returns it as it stands
+		a.token, a.asked = "", true
+	default:
+		one.err = err
+		if isEtcdError(e) {
+			a.refused, a.since = err, time.Now()
+		}
+	}
+	close(one.done)
+}

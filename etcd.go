@@ -1,0 +1,113 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// etcd is all that a registration asks of etcd. Every call ends with its ctx, and may be repeated: none does harm when it
+// was applied although it failed. A session is the real one; tests bring a fake.
+type etcd interface {
+	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
+	// the granted TTL in seconds.
+	grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error)
+	// renew returns the TTL in seconds that the lease has again and etcd's revision, or rpctypes.ErrLeaseNotFound.
+	// alone keeps the request off the stream that all leases share.
+	renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error)
+	// revoke ends the lease; one that does not exist is no error.
+	revoke(ctx context.Context, id clientv3.LeaseID) error
+	// get reads the key, linearizably, and etcd's revision.
+	get(ctx context.Context, key string) (entry, int64, error)
+	// put writes the key, whatever is there.
+	put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error)
+	// putOver writes the key if nobody has written it since was was read, and otherwise returns what is there.
+	putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error)
+	// watch tells of the key from revision rev on. It never blocks.
+	watch(key string, rev int64) *watcher
+}
+
+// entry is a key as etcd holds it; the zero entry is a key that is not there.
+type entry struct {
+	value string
+	lease clientv3.LeaseID
+	// rev is the revision of the last write, zero where the key is not there.
+	rev int64
+}
+
+func (e entry) exists() bool { return e.rev != 0 }
+
+// callError is an error of gRPC's in plain words, with what callers test for below it.
+type callError struct {
+	message string
+	cause   error
+}
+
+func (e *callError) Error() string { return e.message }
+func (e *callError) Unwrap() error { return e.cause }
+
+// plain makes an error of a call readable: etcd's own errors as the client's, and of gRPC's its words, which name the
+// cause (a refused connection, a failed TLS handshake), where the client would tell of a deadline only.
+func plain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if e := rpctypes.Error(err); isEtcdError(e) {
+		return e
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	switch s.Code() {
+	case codes.DeadlineExceeded:
+		return &callError{"context deadline exceeded: " + strings.TrimPrefix(s.Message(), "context deadline exceeded"), context.DeadlineExceeded}
+	case codes.Canceled:
+		return &callError{s.Message(), context.Canceled}
+	default:
+		return &callError{fmt.Sprintf("%s: %s", s.Code(), s.Message()), err}
+	}
+}
+
+// isEtcdError says whether etcd itself answered with err.
+func isEtcdError(err error) bool {
+	var e rpctypes.EtcdError
+	return errors.As(err, &e)
+}
+
+// isDenied says whether etcd refused for want of a permission.
+func isDenied(err error) bool {
+	return errors.Is(err, rpctypes.ErrPermissionDenied)
+}
+
+// isTokenError says whether a new token could mend err. ErrAuthOldRevision means that users or roles have changed since
+// the token was made.
+func isTokenError(err error) bool {
+	return errors.Is(err, rpctypes.ErrInvalidAuthToken) ||
+		errors.Is(err, rpctypes.ErrUserEmpty) ||
+		errors.Is(err, rpctypes.ErrAuthOldRevision)
+}
+
+// isFinal says whether trying again cannot help until somebody has changed etcd's users, permissions or settings.
+func isFinal(err error) bool {
+	for _, final := range []error{
+		rpctypes.ErrPermissionDenied,
+		rpctypes.ErrAuthFailed,
+		rpctypes.ErrUserEmpty,
+		rpctypes.ErrLeaseTTLTooLarge,
+		rpctypes.ErrRequestTooLarge,
+		rpctypes.ErrNoSpace,
+		rpctypes.ErrCorrupt,
+	} {
+		if errors.Is(err, final) {
+			return true
+		}
+	}
+	return false
+}

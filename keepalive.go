@@ -1,0 +1,338 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+const (
+	// A first registration that fails leaves this share of its bound to the clean-up.
+	cleanUpShare = 10
+	// cleanUpAtLeast is what the clean-up gets when the caller has given up.
+	cleanUpAtLeast = 80 * time.Millisecond
+	// A key that is put in doubt quickDoubts times in a row, each within calm of the one before, is mended with pauses.
+	quickDoubts = 10
+	calm        = time.Second
+)
+
+// wish is what the user wants.
+type wish int
+
+const (
+	wishPublished wish = iota
+	wishPaused
+	wishStopped
+)
+
+// share is the real connect: a session on the connection that is shared.
+func (p *Publisher) share() (etcd, func(), error) {
+	c, err := connections.acquire(newTarget(p.endpoints, p.opts))
+	if err != nil {
+		return nil, nil, err
+	}
+	s := &session{
+		conn:        c,
+		call:        p.opts.timeout / 2,
+		patience:    min(p.opts.timeout/4, p.opts.ttl/8),
+		maxPatience: max(p.opts.timeout/4, p.opts.ttl/2),
+	}
+	return s, func() { connections.release(c) }, nil
+}
+
+func (p *Publisher) newRegistration(on etcd) *registration {
+	r := &registration{
+		etcd:     on,
+		prefix:   p.prefix,
+		suffixed: !p.opts.exactKey,
+		id:       p.opts.id,
+	}
+	r.leases = leases{etcd: on, asked: p.opts.ttl, onRenew: p.noteLease}
+	return r
+}
+
+// run is the life of a started Publisher, on a goroutine of its own. started gets the outcome of the first registration
+// within bound; with an error, all is undone before.
+func (p *Publisher) run(bound context.Context, started chan<- error) {
+	on, release, err := p.connect()
+	if err != nil {
+		p.finish(err, nil)
+		started <- err
+		return
+	}
+	if p.opts.life != nil {
+		defer context.AfterFunc(p.opts.life, p.beginStop)()
+	}
+	r := p.newRegistration(on)
+	if err := p.begin(bound, r); err != nil {
+		left := p.undo(bound, r)
+		release()
+		p.finish(err, left)
+		started <- err
+		return
+	}
+	started <- p.stoppedEarly()
+	left := p.keep(r)
+	release()
+	p.finish(nil, left)
+}
+
+// begin makes the first registration, unless the user wants something else meanwhile.
+func (p *Publisher) begin(bound context.Context, r *registration) error {
+	for retry := newBackoff(); !p.opts.backgroundStart; {
+		want, latch := p.wish()
+		if want != wishPublished {
+			return nil
+		}
+		ctx, cancel := p.attempt(latch, bound)
+		err := p.reconcile(ctx, r)
+		again := err != nil && (latch.Err() != nil || !isFinal(err) && retry.wait(ctx))
+		cancel()
+		if !again {
+			return err
+		}
+	}
+	return nil
+}
+
+// attempt ends with the latch, when the caller gives up, and early enough before the bound to clean up.
+func (p *Publisher) attempt(latch, bound context.Context) (context.Context, context.CancelFunc) {
+	deadline, _ := bound.Deadline()
+	ctx, cancel := context.WithDeadline(latch, deadline.Add(-time.Until(deadline)/cleanUpShare))
+	stop := context.AfterFunc(bound, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// undo withdraws what a first registration that failed may have left, as far as the bound allows.
+func (p *Publisher) undo(bound context.Context, r *registration) error {
+	deadline, _ := bound.Deadline()
+	if least := time.Now().Add(cleanUpAtLeast); bound.Err() != nil || deadline.Before(least) {
+		deadline = least
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(bound), deadline)
+	defer cancel()
+	for retry := newBackoff(); ; {
+		if err := r.withdraw(ctx); err == nil || !retry.wait(ctx) {
+			return err
+		}
+	}
+}
+
+// keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
+func (p *Publisher) keep(r *registration) error {
+	for {
+		switch want, latch := p.wish(); want {
+		case wishPublished:
+			p.publish(latch, r)
+		case wishPaused:
+			p.stayWithdrawn(latch, r)
+		case wishStopped:
+			return p.withdrawForGood(r)
+		}
+	}
+}
+
+// publish reconciles and holds in turn, until ctx is done.
+func (p *Publisher) publish(ctx context.Context, r *registration) {
+	retry, quick := newBackoff(), 0
+	for ctx.Err() == nil {
+		if err := p.reconcile(ctx, r); err != nil {
+			retry.wait(ctx)
+			continue
+		}
+		began := time.Now()
+		p.hold(ctx, r)
+		if quick++; time.Since(began) > calm {
+			quick = 0
+			retry.reset()
+		}
+		if quick > quickDoubts {
+			retry.wait(ctx)
+		}
+	}
+}
+
+// reconcile makes etcd hold the latest value, and tells.
+func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
+	value, update, takeover := p.want()
+	err := r.reconcile(ctx, value, takeover)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status.Key, p.status.Registrations = r.key, r.puts
+	switch {
+	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
+	case err != nil:
+		p.enterLocked(StateRegistering, err)
+	case r.conflict:
+		p.conflictLocked(r)
+	default:
+		p.published = update
+		p.takeover = p.takeover && !takeover
+		p.enterLocked(StatePublished, nil)
+	}
+	return err
+}
+
+func isTimeUp(ctx context.Context) bool {
+	return errors.Is(ctx.Err(), context.DeadlineExceeded)
+}
+
+// conflictLocked tells of a conflict once, when it begins.
+func (p *Publisher) conflictLocked(r *registration) {
+	if p.status.State != StateConflict {
+		p.enterLocked(StateConflict, fmt.Errorf("discov: %s: %w, under lease %d", r.key, ErrConflict, r.seen.lease))
+	}
+}
+
+// want takes the latest value and decision of the user.
+func (p *Publisher) want() (value string, update uint64, takeover bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.enterRegisteringLocked()
+	select {
+	case <-p.updated:
+		p.updated = make(chan struct{})
+	default:
+	}
+	return p.value, p.updates, p.takeover
+}
+
+// enterRegisteringLocked leaves the states that are on neither side of a registration.
+func (p *Publisher) enterRegisteringLocked() {
+	switch p.status.State {
+	case StateIdle, StatePaused, StateWithdrawing:
+		p.enterLocked(StateRegistering, nil)
+	}
+}
+
+// hold keeps the registration until there is a doubt, and tells of one that is a loss.
+func (p *Publisher) hold(ctx context.Context, r *registration) {
+	p.mu.Lock()
+	updated := p.updated
+	p.mu.Unlock()
+	doubt := r.hold(ctx, updated)
+	if ctx.Err() != nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if isLoss(doubt) {
+		p.enterLocked(StateRegistering, doubt)
+	}
+}
+
+// isLoss says whether a doubt means that the key is not there, or not right. The rest may turn out well.
+func isLoss(doubt error) bool {
+	return errors.Is(doubt, errKeyGone) || errors.Is(doubt, errKeyChanged) || errors.Is(doubt, rpctypes.ErrLeaseNotFound)
+}
+
+// stayWithdrawn withdraws and keeps it so, until ctx is done.
+func (p *Publisher) stayWithdrawn(ctx context.Context, r *registration) {
+	if p.withdraw(ctx, r) != nil {
+		return
+	}
+	p.enter(StatePaused, nil)
+	<-ctx.Done()
+}
+
+// withdrawForGood withdraws for Stop, and gives up after one TTL: the lease has ended then, unless etcd was restarted.
+func (p *Publisher) withdrawForGood(r *registration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), max(p.opts.ttl, p.Status().TTL))
+	defer cancel()
+	return p.withdraw(ctx, r)
+}
+
+// withdraw revokes the leases of ours, again and again until ctx is done.
+func (p *Publisher) withdraw(ctx context.Context, r *registration) error {
+	p.withdrawing(r, nil)
+	for retry := newBackoff(); ; {
+		err := r.withdraw(ctx)
+		if err == nil {
+			p.noteWithdrawn()
+			return nil
+		}
+		if ctx.Err() == nil || isTimeUp(ctx) {
+			p.withdrawing(r, err)
+		}
+		if !retry.wait(ctx) {
+			return err
+		}
+	}
+}
+
+func (p *Publisher) withdrawing(r *registration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.withdrawn {
+		return
+	}
+	p.enterLocked(StateWithdrawing, err)
+	if until := r.leases.gone(); !until.IsZero() {
+		p.status.Until = until
+	}
+}
+
+func (p *Publisher) noteWithdrawn() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.withdrawn = true
+	p.status.Lease, p.status.TTL, p.status.Until = 0, 0, time.Time{}
+	p.wakeLocked()
+}
+
+// wish returns what the user wants and the latch that is done when that is something else.
+func (p *Publisher) wish() (wish, latch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.stopping:
+		return wishStopped, p.stop
+	case p.paused:
+		return wishPaused, p.resume
+	default:
+		p.withdrawn = false
+		return wishPublished, p.pause
+	}
+}
+
+func (p *Publisher) enter(to State, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.enterLocked(to, err)
+}
+
+// stoppedEarly is KeepAlive's error when Stop came before it was done.
+func (p *Publisher) stoppedEarly() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopping {
+		return p.refused("keep alive", ErrStopped)
+	}
+	return nil
+}
+
+// finish ends the goroutine's part: after a first registration that failed, KeepAlive may be called again.
+func (p *Publisher) finish(failed, left error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.running = false
+	if left != nil && p.stopping {
+		p.outcome = &WithdrawError{Key: p.nameLocked(), Until: p.status.Until, Err: left}
+	}
+	if p.status.State == StateRegistering {
+		p.enterLocked(StateIdle, failed)
+	}
+	switch {
+	case p.stopping:
+		p.enterLocked(StateStopped, left)
+		close(p.done)
+	case p.paused:
+		p.enterLocked(StatePaused, failed)
+	default:
+		p.withdrawn = true
+		p.enterLocked(StateIdle, failed)
+	}
+}

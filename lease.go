@@ -1,0 +1,150 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// lease is a lease of ours, and what is known of it. The zero lease is none.
+type lease struct {
+	id clientv3.LeaseID
+	// granted says that etcd has confirmed it; until then it may exist or not.
+	granted bool
+	ttl     time.Duration
+	// until is when the lease ends if nobody renews it, by our clock: counted from before the last request that may
+	// have been applied.
+	until time.Time
+	// renewal is when the next one is due.
+	renewal time.Time
+	// denied says that etcd refused to renew it. It is asked alone then, because a denial ends the stream of all.
+	denied bool
+}
+
+// renewed notes that etcd gave the lease its TTL, answering a request made at asked.
+func (l *lease) renewed(asked time.Time, seconds int64) {
+	l.granted, l.denied = true, false
+	l.ttl = time.Duration(seconds) * time.Second
+	l.until = asked.Add(l.ttl)
+	// A third of the TTL, as the client does: it leaves two more tries.
+	l.renewal = asked.Add(jitter(l.ttl / 3))
+}
+
+// leases are those of a registration: the one that it holds, and former ones that are to be gone.
+type leases struct {
+	etcd    etcd
+	asked   time.Duration // the TTL to ask for
+	held    lease
+	former  []lease
+	past    []clientv3.LeaseID // that etcd said do not exist, the latest few
+	onRenew func(lease)
+}
+
+// pastLeases is how many are remembered, in case that etcd is restored to a time when one of them held the key.
+const pastLeases = 16
+
+// secure makes sure that a lease is held: grants one where there is none, renews it where that is due. It says no where
+// the lease that was held is gone.
+func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
+	if ls.held.granted && time.Now().Before(ls.held.renewal) {
+		return true, nil
+	}
+	if ls.held.granted {
+		_, err := ls.renew(ctx)
+		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return true, err
+		}
+	}
+	return false, ls.grant(ctx)
+}
+
+// grant asks for a lease. Its ID is kept when that fails: the request may have been applied, so the next try is for the
+// same lease, and whoever gives up revokes it.
+func (ls *leases) grant(ctx context.Context) error {
+	asked := time.Now()
+	if ls.held.id == clientv3.NoLease {
+		ls.held = lease{id: newLeaseID()}
+	}
+	ls.held.until = asked.Add(ls.asked)
+	seconds, err := ls.etcd.grant(ctx, ls.held.id, int64(ls.asked/time.Second))
+	if err != nil {
+		return err
+	}
+	ls.held.renewed(asked, seconds)
+	ls.onRenew(ls.held)
+	return nil
+}
+
+// renew asks for a renewal of the lease held, and returns etcd's revision.
+func (ls *leases) renew(ctx context.Context) (rev int64, err error) {
+	asked := time.Now()
+	seconds, rev, err := ls.etcd.renew(ctx, ls.held.id, ls.held.denied)
+	switch {
+	case err == nil:
+		ls.held.renewed(asked, seconds)
+		ls.onRenew(ls.held)
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		ls.lost()
+	case isDenied(err):
+		ls.held.denied = true
+	}
+	return rev, err
+}
+
+// lost makes the lease held a past one: etcd says that it does not exist.
+func (ls *leases) lost() {
+	ls.past = append(ls.past, ls.held.id)
+	ls.past = ls.past[max(0, len(ls.past)-pastLeases):]
+	ls.held = lease{}
+}
+
+// discard makes the lease held a former one.
+func (ls *leases) discard() {
+	if ls.held.id != clientv3.NoLease {
+		ls.former = append(ls.former, ls.held)
+		ls.held = lease{}
+	}
+}
+
+// sweep revokes the former leases. One that could not be revoked stays for the next sweep.
+func (ls *leases) sweep(ctx context.Context) error {
+	var errs []error
+	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool {
+		err := ls.etcd.revoke(ctx, one.id)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		return err == nil
+	})
+	return errors.Join(errs...)
+}
+
+// revive makes a past lease a former one: a restore of etcd has brought it back.
+func (ls *leases) revive(id clientv3.LeaseID) {
+	if i := slices.Index(ls.past, id); i >= 0 {
+		ls.past = slices.Delete(ls.past, i, i+1)
+		ls.former = append(ls.former, lease{id: id, until: time.Now().Add(ls.asked)})
+	}
+}
+
+// isOurs says whether the lease is one of ours.
+func (ls *leases) isOurs(id clientv3.LeaseID) bool {
+	return id == ls.held.id ||
+		slices.ContainsFunc(ls.former, func(one lease) bool { return one.id == id }) ||
+		slices.Contains(ls.past, id)
+}
+
+// gone is when the last former lease ends by itself.
+func (ls *leases) gone() time.Time {
+	var last time.Time
+	for _, one := range ls.former {
+		if one.until.After(last) {
+			last = one.until
+		}
+	}
+	return last
+}

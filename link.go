@@ -1,0 +1,324 @@
+package discov
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+)
+
+// The settings of the library's clients, where gRPC's and the client's own lose registrations.
+const (
+	// reconnectLeast and reconnectMost bound gRPC's pause between two tries to connect, which grows to two minutes by
+	// default: after a long outage the way back would take as long.
+	reconnectLeast = 100 * time.Millisecond
+	reconnectMost  = 500 * time.Millisecond
+	// patientConnect and briskConnect bound one try to connect. A brisk link notices within half a second that a path
+	// which swallowed its first packets has healed; a patient one gets through where a handshake takes seconds. A
+	// connection in doubt is always given a spare of the other kind.
+	patientConnect = 20 * time.Second
+	briskConnect   = 500 * time.Millisecond
+	// pingAfter and pingTimeout notice a dead connection under an idle stream; gRPC raises less than 10 s.
+	pingAfter   = 10 * time.Second
+	pingTimeout = 3 * time.Second
+	// tunedDialTimeout bounds clientv3.New where WithClientConfig has set a user: then it talks to etcd.
+	tunedDialTimeout = 3 * time.Second
+)
+
+// link is one client, and the streams on it that all Publishers of a connection share.
+type link struct {
+	client   *clientv3.Client
+	kv       pb.KVClient
+	leases   pb.LeaseClient
+	watch    pb.WatchClient
+	account  *account // nil without one
+	renewals renewals
+	watches  watches
+
+	brisk bool
+	ours  bool // the library's, to be closed
+
+	left  context.Context // done when nobody is to use the link any more
+	leave context.CancelFunc
+
+	calls   sync.WaitGroup // Add only while the link is its conn's current one
+	streams sync.WaitGroup
+
+	roundTrip atomic.Int64 // of late, in nanoseconds
+}
+
+func newLink() *link {
+	l := &link{}
+	l.left, l.leave = context.WithCancel(context.Background())
+	l.renewals.link, l.watches.link = l, l
+	return l
+}
+
+// dial makes a link of the library's own. It does not wait for the connection.
+func dial(to *target, brisk bool) (*link, error) {
+	l := newLink()
+	l.brisk, l.ours = brisk, true
+	config, err := l.config(to)
+	if err == nil {
+		l.client, err = clientv3.New(config)
+	}
+	if err != nil {
+		l.leave()
+		return nil, fmt.Errorf("discov: make a client for %v: %w", to.endpoints, err)
+	}
+	l.attach(l.client)
+	return l, nil
+}
+
+// borrow makes a link of the caller's client.
+func borrow(client *clientv3.Client) *link {
+	l := newLink()
+	l.client = client
+	l.attach(client)
+	return l
+}
+
+func (l *link) attach(client *clientv3.Client) {
+	cc := client.ActiveConnection()
+	l.kv = clientv3.RetryKVClient(client)
+	l.leases = clientv3.RetryLeaseClient(client)
+	l.watch = pb.NewWatchClient(cc)
+	if l.account != nil {
+		l.account.auth = pb.NewAuthClient(cc)
+	}
+}
+
+func (l *link) config(to *target) (config clientv3.Config, err error) {
+	connect := grpc.ConnectParams{
+		Backoff:           grpcbackoff.Config{BaseDelay: reconnectLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMost},
+		MinConnectTimeout: patientConnect,
+	}
+	if l.brisk {
+		connect.MinConnectTimeout = briskConnect
+	}
+	config = clientv3.Config{
+		Endpoints:            append([]string(nil), to.endpoints...),
+		TLS:                  to.tls.Clone(),
+		DialTimeout:          tunedDialTimeout,
+		DialKeepAliveTime:    pingAfter,
+		DialKeepAliveTimeout: pingTimeout,
+		Logger:               zap.NewNop(),
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(connect)},
+	}
+	if to.files != nil {
+		rotating, err := newRotatingTLS(to.files)
+		if err != nil {
+			return config, fmt.Errorf("%w: %w", ErrTLS, err)
+		}
+		config.TLS = &tls.Config{MinVersion: tls.VersionTLS12} // the files' own comes in at each handshake
+		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(rotating))
+	}
+	if to.account != nil {
+		l.account = &account{login: *to.account, ctx: l.left, running: &l.streams}
+		config.DialOptions = append(config.DialOptions,
+			grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
+	}
+	if to.tune != nil {
+		err = to.tune.run(&config)
+	}
+	return config, err
+}
+
+// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
+func (t *clientTuning) run(config *clientv3.Config) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
+		}
+	}()
+	t.apply(config)
+	return nil
+}
+
+// close ends the streams, and the client if it is the library's. All calls must have been told to end.
+func (l *link) close() {
+	l.leave()
+	l.calls.Wait()
+	l.streams.Wait()
+	if l.ours {
+		_ = l.client.Close() // says only that its context is done, which is so
+	}
+}
+
+// closedByCaller says whether the caller has closed a client that was given with WithClient. A call on it would take
+// 2.5 s to fail.
+func (l *link) closedByCaller() bool {
+	return !l.ours && l.client.Ctx().Err() != nil
+}
+
+// connected says whether gRPC has a connection.
+func (l *link) connected() bool {
+	return l.client.ActiveConnection().GetState() == connectivity.Ready
+}
+
+// noteRoundTrip takes a longer round trip at once and forgets it slowly.
+func (l *link) noteRoundTrip(d time.Duration) {
+	if was := time.Duration(l.roundTrip.Load()); d < was {
+		d = (7*was + d) / 8
+	}
+	l.roundTrip.Store(int64(d))
+}
+
+// probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
+// were answered. Any answer of etcd's will do: it is the connection that is in question.
+func (l *link) probe(ctx context.Context, n int) bool {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	answers := make(chan bool, n)
+	for range n {
+		go func() {
+			_, err := l.kv.Range(ctx, &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}, grpc.WaitForReady(true))
+			answers <- err == nil || isEtcdError(plain(err))
+		}()
+	}
+	all := true
+	for range n {
+		all = <-answers && all
+	}
+	return all
+}
+
+// A session is one Publisher's use of a connection, with its deadlines.
+type session struct {
+	conn *conn
+	// call bounds one request.
+	call time.Duration
+	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
+	// trips are slow.
+	patience, maxPatience time.Duration
+}
+
+var _ etcd = (*session)(nil)
+
+// do makes one request, over the next link where the conn moves on meanwhile.
+func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
+	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), s.call)
+	defer cancel()
+	return plain(s.conn.do(ctx, s.patienceOn, request))
+}
+
+// patienceOn stretches the patience where round trips are slow.
+func (s *session) patienceOn(l *link) time.Duration {
+	return min(max(s.patience, 3*time.Duration(l.roundTrip.Load())/2), s.maxPatience)
+}
+
+func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
+		granted = response.GetTTL()
+		return err
+	})
+	if errors.Is(err, rpctypes.ErrLeaseExist) {
+		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of.
+		granted, _, err = s.renew(ctx, id, false)
+	}
+	return granted, err
+}
+
+func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
+		if alone {
+			ttl, rev, err = l.renewals.renewAlone(ctx, id)
+		} else {
+			ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
+		}
+		return err
+	})
+	return ttl, rev, err
+}
+
+func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
+	err := s.do(ctx, func(ctx context.Context, l *link) error {
+		_, err := l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
+		return err
+	})
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
+		now, rev = firstOf(response), response.GetHeader().GetRevision()
+		return err
+	})
+	return now, rev, err
+}
+
+func (s *session) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
+		rev = response.GetHeader().GetRevision()
+		return err
+	})
+	return rev, err
+}
+
+func (s *session) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
+	txn := &pb.TxnRequest{
+		Compare: []*pb.Compare{{
+			Key:         []byte(key),
+			Target:      pb.Compare_MOD,
+			Result:      pb.Compare_EQUAL,
+			TargetUnion: &pb.Compare_ModRevision{ModRevision: was.rev},
+		}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(key, value, id)}}},
+		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}},
+	}
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
+		if err != nil {
+			return err
+		}
+		put, rev = response.GetSucceeded(), response.GetHeader().GetRevision()
+		if !put {
+			now = firstOf(response.GetResponses()[0].GetResponseRange())
+		}
+		return nil
+	})
+	return put, now, rev, err
+}
+
+func (s *session) watch(key string, rev int64) *watcher {
+	return s.conn.watch(key, rev)
+}
+
+func rangeOf(key string) *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte(key)}
+}
+
+func putOf(key, value string, id clientv3.LeaseID) *pb.PutRequest {
+	return &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(id)}
+}
+
+// firstOf is the one key of a response to rangeOf.
+func firstOf(response *pb.RangeResponse) entry {
+	if len(response.GetKvs()) == 0 {
+		return entry{}
+	}
+	return entryOf(response.GetKvs()[0])
+}
+
+// newLeaseID chooses a lease ID: positive, so that it reads well in a key, and never zero, which is no lease.
+func newLeaseID() clientv3.LeaseID {
+	return clientv3.LeaseID(rand.Int64N(1<<63-1) + 1) //nolint:gosec // must be unlikely to be taken, not to be guessed
+}

@@ -1,0 +1,311 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// checkEvery is how often a key that is held is read, jittered, in case that a watch missed something.
+	checkEvery = 30 * time.Second
+	// A key is taken back from another instance at most takeBacks times in takeBackWindow.
+	takeBacks      = 2
+	takeBackWindow = time.Minute
+	// reconcileRounds bounds the writes and leases that may change under one reconcile.
+	reconcileRounds = 5
+)
+
+// Why hold ends: each is a doubt that reconcile settles.
+var (
+	errKeyChanged   = errors.New("the key was changed")
+	errKeyGone      = errors.New("the key was deleted")
+	errWentBack     = errors.New("etcd's revision went back")
+	errValueUpdated = errors.New("the value was updated")
+)
+
+// errStillChanging ends a reconcile under which the key or its lease changed each time.
+var errStillChanging = errors.New("it keeps being changed by others")
+
+// registration is a key on a lease. Only the Publisher's goroutine touches it.
+type registration struct {
+	etcd   etcd
+	leases leases
+
+	prefix   string
+	suffixed bool  // whether something is appended to the prefix
+	id       int64 // what, or zero for the lease ID
+
+	// key is the full key on the lease held last, value what it is to hold.
+	key, value string
+	// seen is what etcd held when it was last read or written, at revision rev.
+	seen entry
+	rev  int64
+	// missing says that the key is known to be gone, so that a read can be saved.
+	missing bool
+	// conflict says that the key is held by another instance.
+	conflict bool
+	// taken is when the key was taken back from another instance of late.
+	taken []time.Time
+
+	// puts counts the writes of a key that was missing or wrong.
+	puts int
+}
+
+// fullKey is the key on the lease held.
+func (r *registration) fullKey() string {
+	switch {
+	case !r.suffixed:
+		return r.prefix
+	case r.id != 0:
+		return r.prefix + "/" + strconv.FormatInt(r.id, 10)
+	default:
+		return r.prefix + "/" + strconv.FormatInt(int64(r.leases.held.id), 10)
+	}
+}
+
+// reconcile makes etcd hold the key with value under a lease of ours, and changes nothing that is right. With
+// takeover it puts over whatever is there; without, it leaves the key to another instance that holds it, and says so in
+// conflict.
+func (r *registration) reconcile(ctx context.Context, value string, takeover bool) error {
+	r.value = value
+	for range reconcileRounds {
+		kept, err := r.leases.secure(ctx)
+		r.key = r.fullKey()
+		if err != nil {
+			return r.failed("get a lease for", err)
+		}
+		switch err := r.secureKey(ctx, takeover, kept); {
+		case err == nil:
+			r.sweep(ctx)
+			return nil
+		case errors.Is(err, rpctypes.ErrLeaseNotFound):
+			r.leases.lost()
+		default:
+			return err
+		}
+	}
+	return r.failed("register", errStillChanging)
+}
+
+// sweep revokes the leases that were replaced, now that the key is on another. What fails is tried again later.
+func (r *registration) sweep(ctx context.Context) {
+	_ = r.leases.sweep(ctx)
+}
+
+func (r *registration) failed(step string, err error) error {
+	return fmt.Errorf("discov: %s %s: %w", step, r.key, err)
+}
+
+// secureKey makes the key right on the lease held.
+func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error {
+	if takeover {
+		return r.put(ctx)
+	}
+	if r.missing || !kept {
+		r.seen = entry{} // most likely gone with its lease; putOver says if not
+	} else if err := r.read(ctx); err != nil {
+		return r.putUnread(ctx, err)
+	}
+	for range reconcileRounds {
+		if done, err := r.mend(ctx); done || err != nil {
+			return err
+		}
+	}
+	return r.failed("put", errStillChanging)
+}
+
+// read takes what etcd holds.
+func (r *registration) read(ctx context.Context) error {
+	now, rev, err := r.etcd.get(ctx, r.key)
+	if err != nil {
+		return r.failed("read", err)
+	}
+	r.seen, r.rev = now, rev
+	return nil
+}
+
+// putUnread puts the key for an account that may write it but not read it: the key cannot be compared then, so each
+// doubt costs a write. A read that failed for another reason stays an error.
+func (r *registration) putUnread(ctx context.Context, readErr error) error {
+	if !isDenied(readErr) {
+		return readErr
+	}
+	return r.put(ctx)
+}
+
+// put writes the key over whatever is there.
+func (r *registration) put(ctx context.Context) error {
+	rev, err := r.etcd.put(ctx, r.key, r.value, r.leases.held.id)
+	if err != nil {
+		return r.failed("put", err)
+	}
+	r.wrote(rev)
+	return nil
+}
+
+func (r *registration) wrote(rev int64) {
+	r.seen, r.rev = entry{value: r.value, lease: r.leases.held.id, rev: rev}, rev
+	r.missing, r.conflict = false, false
+	r.puts++
+}
+
+// mend compares what was seen with what is wanted and writes at most once. It is done when the key is right, or is
+// another's.
+func (r *registration) mend(ctx context.Context) (done bool, err error) {
+	switch {
+	case r.isRight():
+		r.missing, r.conflict = false, false
+		return true, nil
+	case r.isAnothers(), r.conflict && !r.mayTakeBack():
+		r.missing, r.conflict = false, true
+		return true, nil
+	}
+	r.leases.revive(r.seen.lease)
+	put, now, rev, err := r.etcd.putOver(ctx, r.seen, r.key, r.value, r.leases.held.id)
+	if err != nil {
+		if isDenied(err) {
+			return true, r.putUnread(ctx, r.failed("put", err))
+		}
+		return true, r.failed("put", err)
+	}
+	if !put {
+		r.seen, r.rev, r.missing = now, rev, false
+		return false, nil
+	}
+	if r.conflict {
+		r.taken = append(r.taken, time.Now())
+	}
+	r.wrote(rev)
+	return true, nil
+}
+
+// isRight says whether what was seen is what is wanted.
+func (r *registration) isRight() bool {
+	return r.seen.exists() && r.seen.lease == r.leases.held.id && r.seen.value == r.value
+}
+
+// isAnothers says whether what was seen is held by another instance: by a lease that is none of ours. A key without a
+// lease is nobody's.
+func (r *registration) isAnothers() bool {
+	return r.seen.exists() && r.seen.lease != clientv3.NoLease && !r.leases.isOurs(r.seen.lease)
+}
+
+// mayTakeBack says whether the key was not taken back too often of late: two instances with one id would fight for ever.
+func (r *registration) mayTakeBack() bool {
+	return len(r.taken) < takeBacks || time.Since(r.taken[len(r.taken)-takeBacks]) > takeBackWindow
+}
+
+// hold keeps the lease renewed and watches the key, until ctx is done or there is a doubt, which it returns.
+func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error {
+	watch := r.etcd.watch(r.key, r.rev+1)
+	defer watch.cancel()
+	news := watch.signal
+	check := time.NewTimer(r.untilCheck())
+	defer check.Stop()
+	for {
+		renewal := time.NewTimer(time.Until(r.leases.held.renewal))
+		select {
+		case <-ctx.Done():
+			renewal.Stop()
+			return ctx.Err()
+		case <-updated:
+			renewal.Stop()
+			return errValueUpdated
+		case <-check.C:
+			renewal.Stop()
+			if doubt := r.check(ctx); doubt != nil {
+				return doubt
+			}
+			check.Reset(r.untilCheck())
+		case <-news:
+			renewal.Stop()
+			unwatchable, doubt := r.hear(watch)
+			if doubt != nil {
+				return doubt
+			}
+			if unwatchable {
+				news = nil
+			}
+		case <-renewal.C:
+			if err := r.renew(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// untilCheck is when to look at the key next: sooner where it is free but was taken back too often.
+func (r *registration) untilCheck() time.Duration {
+	if r.conflict && !r.isAnothers() {
+		return max(0, time.Until(r.taken[len(r.taken)-takeBacks].Add(takeBackWindow))) + jitter(time.Second)
+	}
+	return jitter(checkEvery)
+}
+
+// check reads the key, in case that the watch missed something.
+func (r *registration) check(ctx context.Context) error {
+	held := r.conflict
+	if err := r.read(ctx); err != nil {
+		return err
+	}
+	if r.isRight() && !held || r.isAnothers() && held {
+		return nil
+	}
+	return errKeyChanged
+}
+
+func (r *registration) renew(ctx context.Context) error {
+	rev, err := r.leases.renew(ctx)
+	if err != nil {
+		return r.failed("renew the lease of", err)
+	}
+	if len(r.leases.former) > 0 {
+		r.sweep(ctx)
+	}
+	if rev < r.rev {
+		return errWentBack
+	}
+	return nil
+}
+
+// hear takes what the watch has to tell: nothing of interest, a doubt, or that the account may not watch.
+func (r *registration) hear(watch *watcher) (unwatchable bool, doubt error) {
+	now, news, err := watch.take()
+	if news {
+		was := r.isAnothers()
+		r.seen = now
+		r.rev = max(r.rev, now.rev)
+		switch {
+		case !now.exists():
+			r.missing = true
+			return false, errKeyGone
+		case r.conflict && was && r.isAnothers(), !r.conflict && r.isRight():
+		default:
+			return false, errKeyChanged
+		}
+	}
+	if isDenied(err) {
+		return true, nil
+	}
+	if err != nil {
+		return false, r.failed("watch", err)
+	}
+	return false, nil
+}
+
+// withdraw revokes all leases of ours, and the key with them. Deleting the key instead would let a late put bring it
+// back, and would take away a successor's.
+func (r *registration) withdraw(ctx context.Context) error {
+	r.leases.discard()
+	if err := r.leases.sweep(ctx); err != nil {
+		return r.failed("revoke the lease of", err)
+	}
+	r.seen, r.missing, r.conflict = entry{}, false, false
+	return nil
+}

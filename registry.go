@@ -1,0 +1,291 @@
+package discov
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// probeTimeout bounds one question to a connection in doubt.
+	probeTimeout = 2 * time.Second
+	// acquittal is how long a connection that answered is not put in doubt again.
+	acquittal = 2 * time.Second
+)
+
+// connections are those of the process.
+var connections = &registry{conns: map[identity]*conn{}}
+
+// registry shares one connection among all Publishers with the same endpoints and credentials.
+type registry struct {
+	mu    sync.Mutex
+	conns map[identity]*conn
+}
+
+// identity is what makes two Publishers share a connection. Functions and TLS configurations cannot be compared, so the
+// same one must have been given to both.
+type identity struct {
+	endpoints string // sorted
+	account   login
+	files     tlsFiles
+	tls       *tls.Config
+	tune      *clientTuning
+	client    *clientv3.Client
+}
+
+// target is what a connection is dialled with. Nobody writes it.
+type target struct {
+	endpoints []string // sorted, ours
+	account   *login
+	files     *tlsFiles
+	tls       *tls.Config
+	tune      *clientTuning
+	client    *clientv3.Client
+}
+
+func newTarget(endpoints []string, o options) *target {
+	if o.client != nil {
+		return &target{client: o.client}
+	}
+	sorted := slices.Compact(slices.Sorted(slices.Values(endpoints)))
+	return &target{endpoints: sorted, account: o.account, files: o.files, tls: o.tls, tune: o.tune}
+}
+
+func (t *target) identity() identity {
+	id := identity{endpoints: strings.Join(t.endpoints, "\n"), tls: t.tls, tune: t.tune, client: t.client}
+	if t.account != nil {
+		id.account = *t.account
+	}
+	if t.files != nil {
+		id.files = *t.files
+	}
+	return id
+}
+
+// acquire returns the connection to the target, dialled once for all who ask at the same time. Each acquire that returns
+// no error wants a release.
+func (r *registry) acquire(to *target) (*conn, error) {
+	id := to.identity()
+	r.mu.Lock()
+	c := r.conns[id]
+	if c == nil {
+		c = newConn(to)
+		r.conns[id] = c
+	}
+	c.users++
+	r.mu.Unlock()
+
+	c.dialOnce.Do(c.open)
+	if c.openErr != nil {
+		r.release(c)
+		return nil, c.openErr
+	}
+	return c, nil
+}
+
+// release gives a connection back; the last one closes it. The calls of the one who releases must have ended.
+func (r *registry) release(c *conn) {
+	r.mu.Lock()
+	c.users--
+	last := c.users == 0
+	if id := c.to.identity(); last && r.conns[id] == c {
+		delete(r.conns, id)
+	}
+	r.mu.Unlock()
+	if last {
+		c.close()
+	}
+}
+
+// conn is a connection to etcd that outlives its links: one that stalls is replaced under its users.
+type conn struct {
+	to    *target
+	users int // guarded by the registry's mu
+
+	dialOnce sync.Once
+	openErr  error // written in dialOnce
+
+	ctx    context.Context // done when the conn is closed
+	cancel context.CancelFunc
+
+	mu        sync.Mutex
+	cur       *link     // never nil once opened
+	examining bool      // whether cur is in doubt
+	acquitted time.Time // when cur was last found well
+
+	running sync.WaitGroup // examinations and links on their way out
+}
+
+func newConn(to *target) *conn {
+	c := &conn{to: to}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+// open makes the first link.
+func (c *conn) open() {
+	if c.to.client != nil {
+		c.cur = borrow(c.to.client)
+		return
+	}
+	c.cur, c.openErr = dial(c.to, false)
+}
+
+func (c *conn) close() {
+	c.cancel()
+	c.running.Wait()
+	if c.cur != nil {
+		c.cur.close()
+	}
+}
+
+// enter takes the link of now for a call.
+func (c *conn) enter() *link {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cur.calls.Add(1)
+	return c.cur
+}
+
+// do makes a request over the link of now. When etcd is silent for the link's patience, the link is put in doubt; when
+// the conn moves on to another link, the request is made again there.
+func (c *conn) do(ctx context.Context, patience func(*link) time.Duration, request func(context.Context, *link) error) error {
+	for {
+		l := c.enter()
+		err := c.doOn(ctx, l, patience(l), request)
+		moved := l.left.Err() != nil
+		l.calls.Done()
+		if err == nil || !moved || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, request func(context.Context, *link) error) error {
+	if l.closedByCaller() {
+		return errClientClosed
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.left, cancel)()
+	silence := time.AfterFunc(patience, func() { c.suspect(l) })
+	defer silence.Stop()
+	began := time.Now()
+	err := request(ctx, l)
+	if err == nil {
+		l.noteRoundTrip(time.Since(began))
+	}
+	return err
+}
+
+// watch asks for a watch on the link of now. It ends when the conn moves on.
+func (c *conn) watch(key string, rev int64) *watcher {
+	l := c.enter()
+	defer l.calls.Done()
+	if l.closedByCaller() {
+		w := newWatcher(func() {})
+		w.end(errClientClosed)
+		return w
+	}
+	return l.watches.watch(key, rev)
+}
+
+// suspect begins an examination of the link, unless there is one or there was one just now.
+func (c *conn) suspect(l *link) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cur != l || !l.ours || c.examining || c.ctx.Err() != nil || time.Since(c.acquitted) < acquittal {
+		return
+	}
+	c.examining = true
+	c.running.Go(func() { c.examine(l) })
+}
+
+// examine finds out whether etcd or the connection is at fault. The link is given a spare, of the other kind, and both
+// are asked until one answers, for as long as an outage may last. If it is the spare, it takes over.
+func (c *conn) examine(l *link) {
+	for c.ctx.Err() == nil {
+		spare, err := dial(c.to, !l.brisk)
+		if err != nil {
+			break // bad files or tuning; the link in doubt may still recover
+		}
+		if c.settle(l, spare) {
+			return
+		}
+	}
+	c.acquit()
+}
+
+func (c *conn) acquit() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.examining = false
+	c.acquitted = time.Now()
+}
+
+// settle asks both until one answers, and says no where the spare has stalled as well.
+func (c *conn) settle(l, spare *link) bool {
+	ctx, cancel := context.WithCancel(c.ctx)
+	var asking sync.WaitGroup
+	answered := make(chan *link, 2)
+	stalled := make(chan struct{})
+	asking.Go(func() {
+		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+			if l.probe(ctx, len(c.to.endpoints)) {
+				answered <- l
+				return
+			}
+		}
+	})
+	asking.Go(func() {
+		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+			if spare.probe(ctx, 1) {
+				answered <- spare
+				return
+			}
+			if spare.connected() {
+				close(stalled)
+				return
+			}
+		}
+	})
+	var winner *link
+	select {
+	case winner = <-answered:
+	case <-stalled:
+	case <-c.ctx.Done():
+	}
+	cancel()
+	asking.Wait()
+	if winner != spare {
+		spare.close()
+	}
+	switch winner {
+	case nil:
+		return false
+	case spare:
+		c.moveTo(spare)
+	default:
+		c.acquit()
+	}
+	return true
+}
+
+// moveTo makes the spare the link of now. Calls on the old one end and are made again on the spare, watchers end.
+func (c *conn) moveTo(spare *link) {
+	c.mu.Lock()
+	old := c.cur
+	c.cur, c.examining = spare, false
+	c.mu.Unlock()
+	old.leave()
+	c.running.Go(old.close)
+}
+
+// errClientClosed is told where the caller has closed the client given with WithClient.
+var errClientClosed = fmt.Errorf("the client given with WithClient was closed")

@@ -1,0 +1,236 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// errStreamEnded tells a request that its stream ended for a reason that is not its own.
+var errStreamEnded = errors.New("the stream ended")
+
+// errSilent ends a stream on which etcd has stopped answering.
+var errSilent = errors.New("etcd is silent")
+
+// renewals renews all leases of a link over one stream.
+//
+// The client's own Lease.KeepAlive gives no reason when its channel closes, tells of silence after a whole TTL only, and
+// lets one lease whose renewal is denied starve its neighbours: etcd answers a denial by ending the stream. Here etcd's
+// answers are matched with the requests, in their order, so that each renewal gets its own outcome.
+type renewals struct {
+	link *link
+
+	mu  sync.Mutex
+	cur *renewalStream // nil before the first renewal
+}
+
+// renewalStream is one stream, from its opening to its end.
+type renewalStream struct {
+	link   *link
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wake   chan struct{} // holds one token when unsent has grown
+
+	mu       sync.Mutex
+	ended    bool
+	unsent   []*renewal
+	unheard  []*renewal // sent; etcd answers in this order
+	answered time.Time
+}
+
+// renewal is one request. Its outcome may be read once done is closed.
+type renewal struct {
+	ctx context.Context
+	id  clientv3.LeaseID
+
+	done chan struct{}
+	ttl  int64
+	rev  int64
+	err  error
+}
+
+// renew asks for one renewal over the shared stream and waits for the answer, over the next stream where one ends or has
+// been silent for patience.
+func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time.Duration) (ttl, rev int64, err error) {
+	retry := newBackoff()
+	for {
+		one := &renewal{ctx: ctx, id: id, done: make(chan struct{})}
+		asked := time.Now()
+		stream := r.ask(one)
+		if ttl, rev, err = stream.await(one, asked, patience); !errors.Is(err, errStreamEnded) {
+			return ttl, rev, err
+		}
+		if !retry.wait(ctx) {
+			return 0, 0, err
+		}
+	}
+}
+
+// renewAlone renews over a stream that serves this one request.
+func (r *renewals) renewAlone(ctx context.Context, id clientv3.LeaseID) (ttl, rev int64, err error) {
+	stream := newRenewalStream(ctx, r.link)
+	defer stream.cancel(nil)
+	one := &renewal{ctx: ctx, id: id, done: make(chan struct{})}
+	stream.ask(one)
+	go stream.run()
+	return stream.await(one, time.Now(), noPatience)
+}
+
+// noPatience is longer than any call.
+const noPatience = time.Hour
+
+// ask hands the request to the stream of now, a new one where there is none.
+func (r *renewals) ask(one *renewal) *renewalStream {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cur != nil && r.cur.ask(one) {
+		return r.cur
+	}
+	r.cur = newRenewalStream(r.link.left, r.link)
+	r.cur.ask(one)
+	go r.cur.run()
+	return r.cur
+}
+
+func newRenewalStream(ctx context.Context, l *link) *renewalStream {
+	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	l.streams.Add(1)
+	return &renewalStream{link: l, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1)}
+}
+
+// ask queues the request, and says no where the stream has ended.
+func (s *renewalStream) ask(one *renewal) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return false
+	}
+	s.unsent = append(s.unsent, one)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+	return true
+}
+
+func (s *renewalStream) await(one *renewal, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
+	silence := time.NewTimer(patience)
+	defer silence.Stop()
+	for {
+		select {
+		case <-one.done:
+			return one.ttl, one.rev, one.err
+		case <-one.ctx.Done():
+			return 0, 0, one.ctx.Err()
+		case <-silence.C:
+			s.endIfSilentSince(asked)
+			silence.Reset(patience)
+		}
+	}
+}
+
+// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent.
+func (s *renewalStream) endIfSilentSince(since time.Time) {
+	s.mu.Lock()
+	silent := s.answered.Before(since)
+	s.mu.Unlock()
+	if silent {
+		s.cancel(errSilent)
+	}
+}
+
+// run is the life of the stream.
+func (s *renewalStream) run() {
+	defer s.link.streams.Done()
+	err := s.converse()
+	s.cancel(err)
+	s.end(plain(err))
+}
+
+func (s *renewalStream) converse() error {
+	if err := s.link.account.ensure(s.ctx); err != nil {
+		return err
+	}
+	token := s.link.account.current()
+	stream, err := s.link.leases.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	s.link.streams.Go(func() { s.send(stream) })
+	for {
+		answer, err := stream.Recv()
+		if err != nil {
+			s.link.account.reject(token, err)
+			return err
+		}
+		s.hear(answer)
+	}
+}
+
+func (s *renewalStream) send(stream pb.Lease_LeaseKeepAliveClient) {
+	for {
+		select {
+		case <-s.wake:
+		case <-s.ctx.Done():
+			return
+		}
+		for one := s.next(); one != nil; one = s.next() {
+			if err := stream.Send(&pb.LeaseKeepAliveRequest{ID: int64(one.id)}); err != nil {
+				return // the receiving side hears why
+			}
+		}
+	}
+}
+
+// next moves a request from unsent to unheard. One that its caller has given up is dropped: it must not renew a lease
+// that is being withdrawn.
+func (s *renewalStream) next() *renewal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.unsent) > 0 {
+		one := s.unsent[0]
+		s.unsent = s.unsent[1:]
+		if one.ctx.Err() == nil {
+			s.unheard = append(s.unheard, one)
+			return one
+		}
+	}
+	return nil
+}
+
+func (s *renewalStream) hear(answer *pb.LeaseKeepAliveResponse) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answered = time.Now()
+	if len(s.unheard) == 0 {
+		return
+	}
+	one := s.unheard[0]
+	s.unheard = s.unheard[1:]
+	one.ttl, one.rev = answer.GetTTL(), answer.GetHeader().GetRevision()
+	if one.ttl <= 0 {
+		one.err = rpctypes.ErrLeaseNotFound
+	}
+	close(one.done)
+}
+
+// end gives a denial to the request that it answers, the oldest one, and tells all others that the stream has ended.
+func (s *renewalStream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for i, one := range append(s.unheard, s.unsent...) {
+		one.err = errStreamEnded
+		if i == 0 && len(s.unheard) > 0 && isDenied(err) {
+			one.err = err
+		}
+		close(one.done)
+	}
+	s.unsent, s.unheard = nil, nil
+}

@@ -1,0 +1,161 @@
+package discov
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+const (
+	// eventsKept bounds the events that wait for a slow observer.
+	eventsKept = 256
+	// slowObserver is told in the log.
+	slowObserver = time.Second
+	// An outage is told when it begins and ends, and meanwhile after firstReminder, then ever less often, at most every
+	// reminders: ten lines in the first hour.
+	firstReminder = time.Minute
+	reminders     = 10 * time.Minute
+)
+
+// teller hands events to the log and to the observer, which are the user's code: in order, one at a time, on a goroutine
+// of its own that lives while there are events. Neither can hold up or break a registration.
+type teller struct {
+	logger  *slog.Logger
+	observe func(Event) // nil where nobody observes
+
+	mu      sync.Mutex
+	waiting []Event
+	missed  int
+	telling bool // whether there is a goroutine
+
+	// Only the goroutine touches what follows.
+	trouble  time.Time // when the trouble of now began, zero where all is well
+	reminded time.Time
+	interval time.Duration
+}
+
+func newTeller(observe func(Event), logger *slog.Logger) *teller {
+	return &teller{observe: observe, logger: logger}
+}
+
+func (t *teller) add(event Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.waiting) == eventsKept {
+		t.waiting = t.waiting[1:]
+		t.missed++
+	}
+	t.waiting = append(t.waiting, event)
+	if !t.telling {
+		t.telling = true
+		go t.run()
+	}
+}
+
+func (t *teller) run() {
+	for {
+		event, missed, ok := t.next()
+		if !ok {
+			return
+		}
+		t.guard("logger", func() {
+			if missed > 0 {
+				t.logger.Warn("discov: a slow observer or logger missed events", "missed", missed)
+			}
+			t.log(event)
+		})
+		if t.observe != nil {
+			t.guard("observer", func() { t.observe(event) })
+		}
+	}
+}
+
+func (t *teller) next() (event Event, missed int, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.waiting) == 0 {
+		t.telling = false
+		return Event{}, 0, false
+	}
+	event, missed = t.waiting[0], t.missed
+	t.waiting, t.missed = t.waiting[1:], 0
+	return event, missed, true
+}
+
+// guard runs the user's code. A panic in it, or slowness, goes to the log.
+func (t *teller) guard(whose string, run func()) {
+	began := time.Now()
+	defer func() {
+		if p := recover(); p != nil {
+			t.lastWord("discov: the "+whose+" panicked", "panic", p)
+		}
+		if took := time.Since(began); took > slowObserver {
+			t.lastWord("discov: the "+whose+" was slow", "took", took)
+		}
+	}()
+	run()
+}
+
+// lastWord logs what went wrong in the user's code, which may be the logger itself.
+func (t *teller) lastWord(message string, args ...any) {
+	defer func() { _ = recover() }()
+	t.logger.Warn(message, args...)
+}
+
+// log says what a reader with a pager wants to know: what was lost, since when, why, and when it was back.
+func (t *teller) log(e Event) {
+	switch {
+	case e.From == e.To:
+		t.remind(e)
+	case e.To == StatePublished:
+		t.logPublished(e)
+	case e.To == StateConflict:
+		t.begin(e, "discov: another instance holds the key")
+	case e.To == StateRegistering && e.Err != nil:
+		t.begin(e, "discov: the registration is lost or in doubt")
+	case e.To == StatePaused, e.To == StateStopped:
+		t.trouble = time.Time{}
+		t.write(slog.LevelInfo, "discov: "+e.To.String(), e)
+	default:
+		t.write(slog.LevelDebug, "discov: "+e.To.String(), e)
+	}
+}
+
+func (t *teller) logPublished(e Event) {
+	if t.trouble.IsZero() {
+		t.write(slog.LevelInfo, "discov: registered", e)
+		return
+	}
+	t.write(slog.LevelInfo, "discov: registered again", e, "after", e.Time.Sub(t.trouble))
+	t.trouble = time.Time{}
+}
+
+func (t *teller) begin(e Event, message string) {
+	if t.trouble.IsZero() {
+		t.trouble, t.interval = e.Time, firstReminder
+	}
+	t.reminded = e.Time
+	t.write(slog.LevelWarn, message, e)
+}
+
+func (t *teller) remind(e Event) {
+	if t.trouble.IsZero() {
+		t.begin(e, "discov: "+e.To.String()+", with trouble")
+		return
+	}
+	if e.Time.Sub(t.reminded) < t.interval {
+		t.write(slog.LevelDebug, "discov: tried again", e)
+		return
+	}
+	t.reminded, t.interval = e.Time, min(2*t.interval, reminders)
+	t.write(slog.LevelWarn, "discov: still in trouble", e, "for", e.Time.Sub(t.trouble))
+}
+
+func (t *teller) write(level slog.Level, message string, e Event, args ...any) {
+	args = append(args, "key", e.Key, "lease", int64(e.Lease))
+	if e.Err != nil {
+		args = append(args, "err", e.Err)
+	}
+	t.logger.Log(context.Background(), level, message, args...)
+}

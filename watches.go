@@ -1,0 +1,310 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// watcher tells what happened last to one key. A watch is a hint, never the truth: whoever watches reads the key after a
+// watcher has ended, and watches again from what was read.
+type watcher struct {
+	signal chan struct{} // holds one token when there is news
+	cancel func()        // tells whoever feeds the watcher that nobody listens any more
+
+	mu   sync.Mutex
+	last entry
+	news bool
+	err  error
+}
+
+func newWatcher(cancel func()) *watcher {
+	return &watcher{signal: make(chan struct{}, 1), cancel: cancel}
+}
+
+// take returns the state of the key after the last change, if there was one since the last take, and why the watcher has
+// ended, if it has.
+func (w *watcher) take() (now entry, news bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now, news, err = w.last, w.news, w.err
+	w.news = false
+	return now, news, err
+}
+
+func (w *watcher) tell(now entry) {
+	w.mu.Lock()
+	w.last, w.news = now, true
+	w.mu.Unlock()
+	w.ring()
+}
+
+func (w *watcher) end(err error) {
+	w.mu.Lock()
+	if w.err == nil {
+		w.err = err
+	}
+	w.mu.Unlock()
+	w.ring()
+}
+
+func (w *watcher) ring() {
+	select {
+	case w.signal <- struct{}{}:
+	default:
+	}
+}
+
+// watches serves all watchers of a link over one stream.
+//
+// The client's own Watcher creates watches one after the other, each after the answer to the one before: a second per
+// hundred at a round trip of 10 ms. It also resumes from an old revision by itself, which sleeps for ever once the
+// cluster was wiped, and uses an expired token for ever. Here the requests are sent without waiting, and a stream that
+// ends ends its watchers.
+type watches struct {
+	link *link
+
+	mu  sync.Mutex
+	cur *watchStream // nil where nobody watches
+}
+
+// watchStream is one stream, from its opening to its end.
+type watchStream struct {
+	link   *link
+	ctx    context.Context
+	cancel context.CancelFunc
+	wake   chan struct{} // holds one token when unsent has grown
+
+	mu       sync.Mutex
+	ended    bool
+	users    int
+	unsent   []*pb.WatchRequest
+	creating []*watch // asked for; etcd answers in this order
+	live     map[int64]*watch
+}
+
+// watch is a watcher and where it stands on its stream.
+type watch struct {
+	*watcher
+	id     int64 // etcd's, once created
+	closed bool
+}
+
+// watch asks for a watch of the key from revision rev on.
+func (ws *watches) watch(key string, rev int64) *watcher {
+	request := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
+		CreateRequest: &pb.WatchCreateRequest{Key: []byte(key), StartRevision: rev},
+	}}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if ws.cur != nil {
+		if w := ws.cur.create(request); w != nil {
+			return w
+		}
+	}
+	ws.cur = newWatchStream(ws.link)
+	w := ws.cur.create(request)
+	go ws.cur.run()
+	return w
+}
+
+func newWatchStream(l *link) *watchStream {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(l.left))
+	l.streams.Add(1)
+	return &watchStream{link: l, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), live: map[int64]*watch{}}
+}
+
+// create queues the request, and returns nil where the stream has ended.
+func (s *watchStream) create(request *pb.WatchRequest) *watcher {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil
+	}
+	w := &watch{}
+	w.watcher = newWatcher(func() { s.close(w) })
+	s.users++
+	s.creating = append(s.creating, w)
+	s.sendLocked(request)
+	return w.watcher
+}
+
+// close cancels a watch, and the stream with its last one.
+func (s *watchStream) close(w *watch) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if w.closed || s.ended {
+		return
+	}
+	w.closed = true
+	s.users--
+	if s.users == 0 {
+		s.ended = true
+		s.cancel()
+		return
+	}
+	if s.live[w.id] == w {
+		delete(s.live, w.id)
+		s.cancelLocked(w.id)
+	}
+}
+
+func (s *watchStream) cancelLocked(id int64) {
+	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{
+		CancelRequest: &pb.WatchCancelRequest{WatchId: id},
+	}})
+}
+
+func (s *watchStream) sendLocked(request *pb.WatchRequest) {
+	s.unsent = append(s.unsent, request)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run is the life of the stream.
+func (s *watchStream) run() {
+	defer s.link.streams.Done()
+	err := s.converse()
+	s.cancel()
+	s.end(plain(err))
+}
+
+func (s *watchStream) converse() error {
+	if err := s.link.account.ensure(s.ctx); err != nil {
+		return err
+	}
+	token := s.link.account.current()
+	stream, err := s.link.watch.Watch(s.ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	s.link.streams.Go(func() { s.send(stream) })
+	for {
+		response, err := stream.Recv()
+		if err == nil {
+			err = s.hear(response)
+		}
+		if err != nil {
+			s.link.account.reject(token, err)
+			return err
+		}
+	}
+}
+
+func (s *watchStream) send(stream pb.Watch_WatchClient) {
+	for {
+		select {
+		case <-s.wake:
+		case <-s.ctx.Done():
+			return
+		}
+		for _, request := range s.takeUnsent() {
+			if err := stream.Send(request); err != nil {
+				return // the receiving side hears why
+			}
+		}
+	}
+}
+
+func (s *watchStream) takeUnsent() []*pb.WatchRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	unsent := s.unsent
+	s.unsent = nil
+	return unsent
+}
+
+// hear passes a response on, and returns an error where it means that the whole stream is of no use: its token.
+func (s *watchStream) hear(response *pb.WatchResponse) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if response.GetCreated() {
+		return s.createdLocked(response)
+	}
+	w := s.live[response.GetWatchId()]
+	if w == nil {
+		return nil
+	}
+	if response.GetCanceled() {
+		delete(s.live, w.id)
+		w.end(cancelReason(response))
+		return nil
+	}
+	if events := response.GetEvents(); len(events) > 0 {
+		w.tell(entryAfter(events[len(events)-1]))
+	}
+	return nil
+}
+
+func (s *watchStream) createdLocked(response *pb.WatchResponse) error {
+	if len(s.creating) == 0 {
+		return errors.New("a watch was created that nobody asked for")
+	}
+	if response.GetCanceled() {
+		if reason := cancelReason(response); isTokenError(reason) {
+			return reason
+		}
+	}
+	w := s.creating[0]
+	s.creating = s.creating[1:]
+	w.id = response.GetWatchId()
+	switch {
+	case response.GetCanceled():
+		w.end(cancelReason(response))
+	case w.closed:
+		s.cancelLocked(w.id)
+	default:
+		s.live[w.id] = w
+	}
+	return nil
+}
+
+// end tells every watcher that it has ended.
+func (s *watchStream) end(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, w := range s.creating {
+		w.end(err)
+	}
+	for _, w := range s.live {
+		w.end(err)
+	}
+	s.creating, s.live, s.unsent = nil, nil, nil
+}
+
+// entryAfter is the key as an event leaves it.
+func entryAfter(event *mvccpb.Event) entry {
+	if event.GetType() == mvccpb.Event_DELETE {
+		return entry{}
+	}
+	return entryOf(event.GetKv())
+}
+
+func entryOf(kv *mvccpb.KeyValue) entry {
+	return entry{value: string(kv.GetValue()), lease: clientv3.LeaseID(kv.GetLease()), rev: kv.GetModRevision()}
+}
+
+// cancelReason is why etcd cancelled a watch. It comes as text, with gRPC's prefix or without.
+func cancelReason(response *pb.WatchResponse) error {
+	if response.GetCompactRevision() != 0 {
+		return rpctypes.ErrCompacted
+	}
+	reason := response.GetCancelReason()
+	if _, text, ok := strings.Cut(reason, "desc = "); ok {
+		reason = text
+	}
+	if reason == "" {
+		reason = "the watch was cancelled"
+	}
+	return rpctypes.Error(errors.New(reason))
+}
