@@ -34,6 +34,7 @@ func (p *Publisher) share() (etcd, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	p.teller.share(c.quota)
 	s := &session{
 		conn:        c,
 		call:        p.opts.timeout / 2,
@@ -89,9 +90,9 @@ func (p *Publisher) begin(bound context.Context, r *registration) error {
 		}
 		ctx, cancel := p.attempt(latch, bound)
 		err := p.reconcile(ctx, r)
-		again := err != nil && (latch.Err() != nil || !isFinal(err) && retry.wait(ctx))
+		again := err != nil && !isFinal(err) && retry.wait(ctx)
 		cancel()
-		if !again {
+		if changed := latch.Err() != nil; err == nil || !again && !changed {
 			return err
 		}
 	}
@@ -278,9 +279,14 @@ func (p *Publisher) withdrawing(r *registration, err error) {
 func (p *Publisher) noteWithdrawn() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.clearLeaseLocked()
+	p.wakeLocked()
+}
+
+// clearLeaseLocked notes that no lease of ours can be left.
+func (p *Publisher) clearLeaseLocked() {
 	p.withdrawn = true
 	p.status.Lease, p.status.TTL, p.status.Until = 0, 0, time.Time{}
-	p.wakeLocked()
 }
 
 // wish returns what the user wants and the latch that is done when that is something else.
@@ -319,20 +325,24 @@ func (p *Publisher) finish(failed, left error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running = false
-	if left != nil && p.stopping {
+	if p.stopping {
+		p.finishStopLocked(left)
+		return
+	}
+	p.clearLeaseLocked()
+	p.enterLocked(StateIdle, failed)
+	if p.paused {
+		p.enterLocked(StatePaused, failed)
+	}
+}
+
+func (p *Publisher) finishStopLocked(left error) {
+	if left != nil {
 		p.outcome = &WithdrawError{Key: p.nameLocked(), Until: p.status.Until, Err: left}
 	}
 	if p.status.State == StateRegistering {
-		p.enterLocked(StateIdle, failed)
+		p.enterLocked(StateWithdrawing, nil)
 	}
-	switch {
-	case p.stopping:
-		p.enterLocked(StateStopped, left)
-		close(p.done)
-	case p.paused:
-		p.enterLocked(StatePaused, failed)
-	default:
-		p.withdrawn = true
-		p.enterLocked(StateIdle, failed)
-	}
+	p.enterLocked(StateStopped, left)
+	close(p.done)
 }

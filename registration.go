@@ -232,6 +232,7 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			if unwatchable {
 				news = nil
 			}
+			check.Reset(r.untilCheck())
 		case <-renewal.C:
 			if err := r.renew(ctx); err != nil {
 				return err
@@ -250,14 +251,10 @@ func (r *registration) untilCheck() time.Duration {
 
 // check reads the key, in case that the watch missed something.
 func (r *registration) check(ctx context.Context) error {
-	held := r.conflict
 	if err := r.read(ctx); err != nil {
 		return err
 	}
-	if r.isRight() && !held || r.isAnothers() && held {
-		return nil
-	}
-	return errKeyChanged
+	return r.doubtSeen()
 }
 
 func (r *registration) renew(ctx context.Context) error {
@@ -278,16 +275,9 @@ func (r *registration) renew(ctx context.Context) error {
 func (r *registration) hear(watch *watcher) (unwatchable bool, doubt error) {
 	now, news, err := watch.take()
 	if news {
-		was := r.isAnothers()
-		r.seen = now
-		r.rev = max(r.rev, now.rev)
-		switch {
-		case !now.exists():
-			r.missing = true
-			return false, errKeyGone
-		case r.conflict && was && r.isAnothers(), !r.conflict && r.isRight():
-		default:
-			return false, errKeyChanged
+		r.seen, r.rev = now, max(r.rev, now.rev)
+		if doubt := r.doubtSeen(); doubt != nil {
+			return false, doubt
 		}
 	}
 	if isDenied(err) {
@@ -297,6 +287,19 @@ func (r *registration) hear(watch *watcher) (unwatchable bool, doubt error) {
 		return false, r.failed("watch", err)
 	}
 	return false, nil
+}
+
+// doubtSeen is the doubt in what the watch has told: none where the key is right, or is to be left to another instance.
+func (r *registration) doubtSeen() error {
+	switch {
+	case r.conflict && (r.isAnothers() || !r.mayTakeBack()), !r.conflict && r.isRight():
+		return nil
+	case !r.seen.exists():
+		r.missing = true
+		return errKeyGone
+	default:
+		return errKeyChanged
+	}
 }
 
 // withdraw revokes all leases of ours, and the key with them. Deleting the key instead would let a late put bring it

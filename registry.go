@@ -111,6 +111,8 @@ type conn struct {
 	dialOnce sync.Once
 	openErr  error // written in dialOnce
 
+	quota *quota // of its Publishers' logs
+
 	ctx    context.Context // done when the conn is closed
 	cancel context.CancelFunc
 
@@ -123,7 +125,7 @@ type conn struct {
 }
 
 func newConn(to *target) *conn {
-	c := &conn{to: to}
+	c := &conn{to: to, quota: newQuota()}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }

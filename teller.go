@@ -16,7 +16,38 @@ const (
 	// reminders: ten lines in the first hour.
 	firstReminder = time.Minute
 	reminders     = 10 * time.Minute
+	// The lines of trouble of all Publishers on one connection: this many at once, then one for each linesRefill.
+	linesBurst  = 20
+	linesRefill = time.Minute
 )
+
+// quota bounds the lines of trouble in the log: a thousand Publishers lose their leases all at once.
+type quota struct {
+	mu         sync.Mutex
+	left       float64
+	counted    time.Time
+	suppressed int
+}
+
+func newQuota() *quota {
+	return &quota{left: linesBurst, counted: time.Now()}
+}
+
+// take says whether a line may be written, and how many could not be since the last one.
+func (q *quota) take() (ok bool, suppressed int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := time.Now()
+	q.left = min(linesBurst, q.left+float64(now.Sub(q.counted))/float64(linesRefill))
+	q.counted = now
+	if q.left < 1 {
+		q.suppressed++
+		return false, 0
+	}
+	q.left--
+	suppressed, q.suppressed = q.suppressed, 0
+	return true, suppressed
+}
 
 // teller hands events to the log and to the observer, which are the user's code: in order, one at a time, on a goroutine
 // of its own that lives while there are events. Neither can hold up or break a registration.
@@ -25,6 +56,7 @@ type teller struct {
 	observe func(Event) // nil where nobody observes
 
 	mu      sync.Mutex
+	quota   *quota // the connection's, once there is one
 	waiting []Event
 	missed  int
 	telling bool // whether there is a goroutine
@@ -36,7 +68,14 @@ type teller struct {
 }
 
 func newTeller(observe func(Event), logger *slog.Logger) *teller {
-	return &teller{observe: observe, logger: logger}
+	return &teller{observe: observe, logger: logger, quota: newQuota()}
+}
+
+// share makes the log's quota that of all Publishers on a connection.
+func (t *teller) share(q *quota) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.quota = q
 }
 
 func (t *teller) add(event Event) {
@@ -127,7 +166,7 @@ func (t *teller) logPublished(e Event) {
 		t.write(slog.LevelInfo, "discov: registered", e)
 		return
 	}
-	t.write(slog.LevelInfo, "discov: registered again", e, "after", e.Time.Sub(t.trouble))
+	t.writeTrouble(slog.LevelInfo, "discov: registered again", e, "after", e.Time.Sub(t.trouble))
 	t.trouble = time.Time{}
 }
 
@@ -136,7 +175,7 @@ func (t *teller) begin(e Event, message string) {
 		t.trouble, t.interval = e.Time, firstReminder
 	}
 	t.reminded = e.Time
-	t.write(slog.LevelWarn, message, e)
+	t.writeTrouble(slog.LevelWarn, message, e)
 }
 
 func (t *teller) remind(e Event) {
@@ -149,7 +188,22 @@ func (t *teller) remind(e Event) {
 		return
 	}
 	t.reminded, t.interval = e.Time, min(2*t.interval, reminders)
-	t.write(slog.LevelWarn, "discov: still in trouble", e, "for", e.Time.Sub(t.trouble))
+	t.writeTrouble(slog.LevelWarn, "discov: still in trouble", e, "for", e.Time.Sub(t.trouble))
+}
+
+// writeTrouble writes within the quota.
+func (t *teller) writeTrouble(level slog.Level, message string, e Event, args ...any) {
+	t.mu.Lock()
+	q := t.quota
+	t.mu.Unlock()
+	ok, suppressed := q.take()
+	if !ok {
+		level = slog.LevelDebug
+	}
+	if suppressed > 0 {
+		args = append(args, "suppressed", suppressed)
+	}
+	t.write(level, message, e, args...)
 }
 
 func (t *teller) write(level slog.Level, message string, e Event, args ...any) {

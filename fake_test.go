@@ -1,0 +1,342 @@
+package discov
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// fakeCall is the session's bound of one request, at the default timeout.
+const fakeCall = defaultTimeout / 2
+
+// fakeEtcd is an etcd in memory, for virtual time: leases end on time, watches tell at once, and any call can be made
+// slow, lost, or lost after it was applied.
+type fakeEtcd struct {
+	t testing.TB
+
+	mu       sync.Mutex
+	rev      int64
+	keys     map[string]entry
+	leases   map[clientv3.LeaseID]*fakeLease
+	watches  map[*fakeWatch]struct{}
+	calls    []fakeRequest
+	up       chan struct{} // closed while etcd answers
+	trouble  func(op string) trouble
+	releases int
+}
+
+type fakeLease struct {
+	ttl   time.Duration
+	timer *time.Timer
+}
+
+type fakeWatch struct {
+	*watcher
+	key string
+}
+
+type fakeRequest struct {
+	at time.Time
+	op string
+}
+
+// trouble is what becomes of one call.
+type trouble struct {
+	delay  time.Duration
+	before error // the call is lost
+	after  error // the answer is lost
+}
+
+func newFakeEtcd(t testing.TB) *fakeEtcd {
+	f := &fakeEtcd{
+		t:       t,
+		rev:     1,
+		keys:    map[string]entry{},
+		leases:  map[clientv3.LeaseID]*fakeLease{},
+		watches: map[*fakeWatch]struct{}{},
+		up:      make(chan struct{}),
+		trouble: func(string) trouble { return trouble{} },
+	}
+	close(f.up)
+	return f
+}
+
+// publisher returns a Publisher on the fake.
+func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
+	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
+	p.connect = func() (etcd, func(), error) {
+		return f, func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }, nil
+	}
+	return p
+}
+
+// meets says what becomes of each call from now on.
+func (f *fakeEtcd) meets(trouble func(op string) trouble) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.trouble = trouble
+}
+
+// down makes every call hang to its deadline, and ends the watches.
+func (f *fakeEtcd) down() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.up = make(chan struct{})
+	f.endWatchesLocked()
+}
+
+func (f *fakeEtcd) back() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.up)
+}
+
+func (f *fakeEtcd) endWatchesLocked() {
+	for w := range f.watches {
+		w.end(errStreamEnded)
+		delete(f.watches, w)
+	}
+}
+
+// wipe forgets everything, as an etcd whose data is gone.
+func (f *fakeEtcd) wipe() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, l := range f.leases {
+		l.timer.Stop()
+	}
+	clear(f.keys)
+	clear(f.leases)
+	f.rev = 1
+	f.endWatchesLocked()
+}
+
+// set writes the key as another client would.
+func (f *fakeEtcd) set(key, value string, id clientv3.LeaseID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.setLocked(key, value, id)
+}
+
+func (f *fakeEtcd) setLocked(key, value string, id clientv3.LeaseID) {
+	f.rev++
+	f.keys[key] = entry{value: value, lease: id, rev: f.rev}
+	f.tellLocked(key)
+}
+
+func (f *fakeEtcd) remove(key string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removeLocked(key)
+}
+
+func (f *fakeEtcd) removeLocked(key string) {
+	if _, ok := f.keys[key]; !ok {
+		return
+	}
+	f.rev++
+	delete(f.keys, key)
+	f.tellLocked(key)
+}
+
+func (f *fakeEtcd) tellLocked(key string) {
+	for w := range f.watches {
+		if w.key == key {
+			w.tell(f.keys[key])
+		}
+	}
+}
+
+// lend makes a lease of another instance's.
+func (f *fakeEtcd) lend(id clientv3.LeaseID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.leases[id] = &fakeLease{ttl: time.Hour, timer: time.AfterFunc(24*time.Hour, func() { f.expire(id) })}
+}
+
+func (f *fakeEtcd) expire(id clientv3.LeaseID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endLocked(id)
+}
+
+func (f *fakeEtcd) endLocked(id clientv3.LeaseID) {
+	if l := f.leases[id]; l != nil {
+		l.timer.Stop()
+	}
+	delete(f.leases, id)
+	for key, e := range f.keys {
+		if e.lease == id {
+			f.removeLocked(key)
+		}
+	}
+}
+
+func (f *fakeEtcd) at(key string) entry {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.keys[key]
+}
+
+func (f *fakeEtcd) leaseIDs() []clientv3.LeaseID {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var ids []clientv3.LeaseID
+	for id := range f.leases {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// requests returns when each request of the kind was made.
+func (f *fakeEtcd) requests(op string) []time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var times []time.Time
+	for _, c := range f.calls {
+		if c.op == op {
+			times = append(times, c.at)
+		}
+	}
+	return times
+}
+
+// do makes a call meet its trouble.
+func (f *fakeEtcd) do(ctx context.Context, op string, apply func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, fakeCall)
+	defer cancel()
+	f.mu.Lock()
+	f.calls = append(f.calls, fakeRequest{time.Now(), op})
+	meets, up := f.trouble(op), f.up
+	f.mu.Unlock()
+	select {
+	case <-up:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if meets.delay > 0 {
+		select {
+		case <-time.After(meets.delay):
+		case <-ctx.Done():
+			if rand.N(2) == 0 { // the request is under way: it may be applied although nobody waits
+				f.mu.Lock()
+				_ = apply()
+				f.mu.Unlock()
+			}
+			return ctx.Err()
+		}
+	}
+	if meets.before != nil {
+		return meets.before
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := apply(); err != nil {
+		return err
+	}
+	return meets.after
+}
+
+func (f *fakeEtcd) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (int64, error) {
+	return ttl, f.do(ctx, "grant", func() error {
+		if id == clientv3.NoLease || ttl <= 0 {
+			f.t.Errorf("a grant of lease %d for %d s", id, ttl)
+		}
+		if f.leases[id] == nil {
+			l := &fakeLease{ttl: time.Duration(ttl) * time.Second}
+			l.timer = time.AfterFunc(l.ttl, func() { f.expire(id) })
+			f.leases[id] = l
+		}
+		return nil
+	})
+}
+
+func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool) (ttl, rev int64, err error) {
+	err = f.do(ctx, "renew", func() error {
+		l := f.leases[id]
+		if l == nil {
+			return rpctypes.ErrLeaseNotFound
+		}
+		l.timer.Reset(l.ttl)
+		ttl, rev = int64(l.ttl/time.Second), f.rev
+		return nil
+	})
+	return ttl, rev, err
+}
+
+func (f *fakeEtcd) revoke(ctx context.Context, id clientv3.LeaseID) error {
+	return f.do(ctx, "revoke", func() error {
+		f.endLocked(id)
+		return nil
+	})
+}
+
+func (f *fakeEtcd) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+	err = f.do(ctx, "get", func() error {
+		now, rev = f.keys[key], f.rev
+		return nil
+	})
+	return now, rev, err
+}
+
+func (f *fakeEtcd) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
+	err = f.do(ctx, "put", func() error {
+		if f.leases[id] == nil {
+			return rpctypes.ErrLeaseNotFound
+		}
+		f.setLocked(key, value, id)
+		rev = f.rev
+		return nil
+	})
+	return rev, err
+}
+
+func (f *fakeEtcd) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
+	err = f.do(ctx, "put", func() error {
+		now, rev = f.keys[key], f.rev
+		if now.rev != was.rev {
+			return nil
+		}
+		if f.leases[id] == nil {
+			return rpctypes.ErrLeaseNotFound
+		}
+		f.setLocked(key, value, id)
+		put, rev = true, f.rev
+		return nil
+	})
+	return put, now, rev, err
+}
+
+func (f *fakeEtcd) watch(key string, rev int64) *watcher {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &fakeWatch{key: key}
+	w.watcher = newWatcher(func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watches, w)
+	})
+	select {
+	case <-f.up:
+	default:
+		w.end(errStreamEnded)
+		return w.watcher
+	}
+	f.watches[w] = struct{}{}
+	if now := f.keys[key]; now.rev >= rev || !now.exists() && f.rev >= rev {
+		w.tell(now)
+	}
+	return w.watcher
+}
+
+func (f *fakeEtcd) String() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return fmt.Sprintf("keys %v, %d leases, %d watches", f.keys, len(f.leases), len(f.watches))
+}

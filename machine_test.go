@@ -1,0 +1,521 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// The tests in this file run in virtual time, in which an outage of half an hour takes no time at all, over a fake etcd.
+
+const fakeKey = "user.rpc/7"
+
+var quiet = WithLogger(slog.New(slog.DiscardHandler))
+
+// someTime is long enough for everything that is to happen without a further fault, TTLs apart.
+const someTime = 2 * time.Second
+
+func settle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), WithTTL(30*time.Second), quiet)
+		require.NoError(t, p.KeepAlive())
+		began := time.Now()
+		settle(5 * time.Minute)
+		renewals := f.requests("renew")
+		require.GreaterOrEqual(t, len(renewals), 30)
+		for _, at := range renewals {
+			require.LessOrEqual(t, at.Sub(began), 10*time.Second)
+			require.GreaterOrEqual(t, at.Sub(began), 7*time.Second)
+			began = at
+		}
+		require.Equal(t, 1, p.Status().Registrations)
+		require.NoError(t, p.StopContext(t.Context()))
+	})
+}
+
+func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		settle(time.Hour)
+		require.Len(t, f.requests("put"), 1)
+		require.Len(t, f.requests("grant"), 1)
+		require.InDelta(t, 137, len(f.requests("get")), 20)
+		p.Stop()
+	})
+}
+
+func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		log := &lineCount{}
+		p := f.publisher(WithId(7), WithLogger(slog.New(log)))
+		require.NoError(t, p.KeepAlive())
+		f.down()
+		settle(30 * time.Minute)
+		require.Equal(t, StateRegistering, p.Status().State)
+		require.ErrorIs(t, p.Status().Err, context.DeadlineExceeded)
+		f.back()
+		settle(time.Second)
+		require.True(t, f.at(fakeKey).exists())
+		require.Equal(t, StatePublished, p.Status().State)
+		require.NoError(t, p.Status().Err)
+		require.Len(t, f.leaseIDs(), 1)
+
+		f.down()
+		before := log.lines()
+		settle(time.Hour)
+		f.back()
+		settle(time.Second)
+		require.True(t, f.at(fakeKey).exists())
+		require.LessOrEqual(t, log.lines()-before, 20, "in an hour of outage:\n%s", log)
+		require.GreaterOrEqual(t, log.lines()-before, 3)
+		require.Contains(t, log.last(), "registered again")
+		p.Stop()
+	})
+}
+
+func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.mu.Lock()
+		f.calls = nil
+		f.endWatchesLocked()
+		f.mu.Unlock()
+		f.meets(func(string) trouble { return trouble{before: rpctypes.ErrNoSpace} })
+		f.remove(fakeKey)
+		settle(time.Minute)
+		f.mu.Lock()
+		calls := slices.Clone(f.calls)
+		f.mu.Unlock()
+		require.Less(t, len(calls), 100, "calls a minute, with every call refused at once")
+		require.Greater(t, len(calls), 60)
+		gaps := map[time.Duration]bool{}
+		for i := 1; i < len(calls); i++ {
+			gap := calls[i].at.Sub(calls[i-1].at)
+			require.LessOrEqual(t, gap, backoffMost)
+			gaps[gap] = true
+		}
+		require.Greater(t, len(gaps), len(calls)/2, "no two waits alike")
+		f.meets(func(string) trouble { return trouble{} })
+		settle(time.Second)
+		require.True(t, f.at(fakeKey).exists())
+		p.Stop()
+	})
+}
+
+func TestAGrantWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		lost := 0
+		f.meets(func(op string) trouble {
+			if op == "grant" && lost < 3 {
+				lost++
+				return trouble{after: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		p := f.publisher(quiet)
+		require.NoError(t, p.KeepAlive())
+		require.Equal(t, 3, lost)
+		require.Len(t, f.leaseIDs(), 1)
+		require.True(t, f.at(fmt.Sprintf("user.rpc/%d", p.Status().Lease)).exists())
+		p.Stop()
+		require.Empty(t, f.leaseIDs())
+	})
+}
+
+func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.meets(func(op string) trouble {
+			if op == "put" {
+				return trouble{after: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		p := f.publisher(quiet)
+		began := time.Now()
+		err := p.KeepAlive()
+		require.ErrorContains(t, err, "connection reset")
+		require.ErrorContains(t, err, "put user.rpc/")
+		require.LessOrEqual(t, time.Since(began), defaultTimeout)
+		require.Empty(t, f.leaseIDs())
+		require.Equal(t, StateIdle, p.Status().State)
+		require.Equal(t, 1, f.releases)
+		f.meets(func(string) trouble { return trouble{} })
+		require.NoError(t, p.KeepAlive())
+		p.Stop()
+		require.Equal(t, 2, f.releases)
+	})
+}
+
+func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.down()
+		began := time.Now()
+		err := p.StopContext(t.Context())
+		require.Equal(t, defaultTimeout, time.Since(began))
+		var withdraw *WithdrawError
+		require.ErrorAs(t, err, &withdraw)
+		require.Equal(t, fakeKey, withdraw.Key)
+		require.LessOrEqual(t, withdraw.Until, began.Add(defaultTTL))
+		require.Equal(t, StateWithdrawing, p.Status().State)
+		settle(defaultTTL)
+		require.Equal(t, StateStopped, p.Status().State)
+		require.ErrorAs(t, p.StopContext(t.Context()), &withdraw, "a later call has the same outcome")
+		require.Equal(t, 1, f.releases)
+		require.False(t, f.at(fakeKey).exists(), "nobody renews it")
+	})
+}
+
+func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), WithTTL(time.Hour), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.down()
+		var withdraw *WithdrawError
+		require.ErrorAs(t, p.PauseContext(t.Context()), &withdraw)
+		settle(20 * time.Minute)
+		require.True(t, f.at(fakeKey).exists())
+		f.back()
+		settle(time.Second)
+		require.False(t, f.at(fakeKey).exists())
+		require.Equal(t, StatePaused, p.Status().State)
+		p.Stop()
+	})
+}
+
+func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		was := p.Status().Lease
+		f.meets(func(op string) trouble {
+			if op == "revoke" {
+				return trouble{before: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		require.Error(t, p.PauseContext(t.Context()))
+		require.True(t, f.at(fakeKey).exists())
+		require.NoError(t, p.ResumeContext(t.Context()))
+		require.NotEqual(t, was, p.Status().Lease)
+		require.Equal(t, p.Status().Lease, f.at(fakeKey).lease)
+		f.meets(func(string) trouble { return trouble{} })
+		settle(5 * time.Second)
+		require.Equal(t, []clientv3.LeaseID{p.Status().Lease}, f.leaseIDs(), "the old one was revoked with the next renewal")
+		p.Stop()
+	})
+}
+
+func TestAnotherInstanceKeepsTheKeyThatItTookAndItIsTakenBackAtMostTwiceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.lend(99)
+		writes := len(f.requests("put"))
+		for range 40 {
+			f.set(fakeKey, "another", 99)
+			settle(time.Second)
+			require.Equal(t, StateConflict, p.Status().State)
+			require.ErrorIs(t, p.Status().Err, ErrConflict)
+			f.remove(fakeKey)
+			settle(500 * time.Millisecond)
+		}
+		require.LessOrEqual(t, len(f.requests("put"))-writes, 3, "of a first write too many in a minute that is not yet over")
+		settle(2 * time.Minute)
+		require.Equal(t, StatePublished, p.Status().State)
+		f.set(fakeKey, "another", 99)
+		synctest.Wait()
+		require.ErrorIs(t, p.Update(t.Context(), "v1"), ErrConflict)
+		require.NoError(t, p.ResumeContext(t.Context()), "a Resume is somebody's decision")
+		require.Equal(t, "v1", f.at(fakeKey).value)
+		f.set(fakeKey, "another", 99)
+		synctest.Wait()
+		p.Stop()
+		require.Equal(t, "another", f.at(fakeKey).value)
+	})
+}
+
+func TestAKeyThatIsDeletedInALoopIsMendedWithPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		for range 60_000 {
+			f.remove(fakeKey)
+			settle(time.Millisecond)
+		}
+		require.Less(t, len(f.requests("put")), 120, "in a minute")
+		settle(time.Second)
+		require.True(t, f.at(fakeKey).exists())
+		p.Stop()
+	})
+}
+
+func TestARevisionThatWentBackIsADoubt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.rev = 1000
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.mu.Lock() // restored to a time without the key, and the watch sleeps on at a revision that is far ahead
+		f.rev = 10
+		delete(f.keys, fakeKey)
+		clear(f.watches)
+		f.mu.Unlock()
+		settle(defaultTTL / 3)
+		require.True(t, f.at(fakeKey).exists())
+		p.Stop()
+	})
+}
+
+func TestEveryPathThatEventsTakeIsInTheDiagram(t *testing.T) {
+	for from, tos := range transitions {
+		for _, to := range tos {
+			require.NotEqual(t, from, to)
+		}
+	}
+	require.NotContains(t, transitions, StateStopped)
+}
+
+// TestAnySequenceEndsInTheStateAskedForLast is a property test: whatever the user calls and etcd does, once the faults
+// are over etcd is as the user wanted it last, no state was passed on a way that the diagram lacks, no call outlasted its
+// bound, and nothing is left.
+func TestAnySequenceEndsInTheStateAskedForLast(t *testing.T) {
+	seeds := 300
+	if testing.Short() {
+		seeds = 50
+	}
+	for seed := range uint64(seeds) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { newScenario(t, seed).run() })
+		})
+	}
+}
+
+// scenario is one random sequence.
+type scenario struct {
+	t      *testing.T
+	random *rand.Rand
+	fake   *fakeEtcd
+	p      *Publisher
+	calls  sync.WaitGroup
+
+	mu     sync.Mutex
+	events []Event
+	story  []string
+}
+
+func newScenario(t *testing.T, seed uint64) *scenario {
+	s := &scenario{t: t, random: rand.New(rand.NewPCG(seed, 1)), fake: newFakeEtcd(t)} //nolint:gosec // a seed, not a secret
+	opts := []PubOption{WithObserver(s.note), quiet}
+	if s.pick(2) == 0 {
+		opts = append(opts, WithId(7))
+	}
+	if s.pick(3) == 0 {
+		opts = append(opts, WithBackgroundStart())
+	}
+	s.p = s.fake.publisher(opts...)
+	return s
+}
+
+func (s *scenario) note(e Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.events = append(s.events, e)
+	if e.From != e.To && !slices.Contains(transitions[e.From], e.To) {
+		s.t.Errorf("from %s to %s is not in the diagram", e.From, e.To)
+	}
+}
+
+func (s *scenario) tell(format string, args ...any) {
+	s.story = append(s.story, fmt.Sprintf("%s %s", time.Now().Format("04:05.000"), fmt.Sprintf(format, args...)))
+}
+
+func (s *scenario) run() {
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("%s\nevents: %v\n%v", strings.Join(s.story, "\n"), s.events, s.fake)
+		}
+	}()
+	s.fake.meets(s.meet)
+	down, paused := false, false
+	for range 30 {
+		switch s.pick(12) {
+		case 0, 1:
+			paused = true
+			s.call("pause", func(ctx context.Context) { _ = s.p.PauseContext(ctx) })
+		case 2, 3:
+			paused = false
+			s.call("resume", func(ctx context.Context) { _ = s.p.ResumeContext(ctx) })
+		case 4:
+			value := fmt.Sprint("v", s.pick(1000))
+			s.call("update "+value, func(ctx context.Context) { _ = s.p.Update(ctx, value) })
+		case 5, 6:
+			s.call("keep alive", func(ctx context.Context) { _ = s.p.KeepAliveContext(ctx) })
+		case 7:
+			s.tell("delete the key")
+			s.fake.remove(s.p.Status().Key)
+		case 8:
+			s.tell("end the lease")
+			s.fake.expire(s.p.Status().Lease)
+		case 9:
+			s.tell("wipe")
+			s.fake.wipe()
+		case 10:
+			if down = !down; down {
+				s.tell("down")
+				s.fake.down()
+			} else {
+				s.tell("back")
+				s.fake.back()
+			}
+		case 11:
+			s.fake.lend(99)
+			s.fake.set(s.p.Status().Key, "another", []clientv3.LeaseID{0, 99}[s.pick(2)])
+			s.tell("overwritten")
+		}
+		time.Sleep(time.Duration(s.pick(int(4 * time.Second))))
+	}
+	if down {
+		s.fake.back()
+	}
+	s.fake.meets(func(string) trouble { return trouble{} })
+	s.fake.expire(99)
+	s.calls.Wait()
+	s.tell("all is well")
+	settle(takeBackWindow + 2*time.Second) // two take-backs may have been used up
+	s.check(paused)
+	s.tell("stop")
+	require.NoError(s.t, s.p.StopContext(s.t.Context()))
+	require.Empty(s.t, s.fake.leaseIDs())
+	synctest.Wait()
+	require.Empty(s.t, s.fake.watches)
+}
+
+// call makes a call in the background, or waits for it, and checks its bound. The order in which background calls take
+// hold is that of the story, because the bubble lets each get as far as it can.
+func (s *scenario) call(name string, run func(context.Context)) {
+	s.tell("%s", name)
+	bound := defaultTimeout
+	ctx, cancel := context.WithCancel(context.Background())
+	if s.pick(3) == 0 {
+		bound = time.Duration(s.pick(int(time.Second)))
+		ctx, cancel = context.WithTimeout(context.Background(), bound)
+	}
+	s.calls.Go(func() {
+		defer cancel()
+		began := time.Now()
+		run(ctx)
+		if took := time.Since(began); took > bound+100*time.Millisecond {
+			s.t.Errorf("%s took %v", name, took)
+		}
+	})
+	synctest.Wait()
+	if s.pick(2) == 0 {
+		s.calls.Wait()
+	}
+}
+
+// pick is a random number below n.
+func (s *scenario) pick(n int) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.random.IntN(n)
+}
+
+// meet is the trouble of one call.
+func (s *scenario) meet(string) trouble {
+	switch s.pick(8) {
+	case 0:
+		return trouble{before: errors.New("connection refused")}
+	case 1:
+		return trouble{after: errors.New("connection reset")}
+	case 2:
+		return trouble{delay: time.Duration(s.pick(int(4 * time.Second)))}
+	default:
+		return trouble{}
+	}
+}
+
+// check compares etcd with what the user wanted last.
+func (s *scenario) check(paused bool) {
+	status := s.p.Status()
+	now := s.fake.at(status.Key)
+	ids := s.fake.leaseIDs()
+	switch {
+	case status.State == StateIdle:
+		require.Empty(s.t, ids, "a KeepAlive that failed leaves nothing")
+	case paused:
+		require.Equal(s.t, StatePaused, status.State)
+		require.Empty(s.t, ids)
+	default:
+		require.Equal(s.t, StatePublished, status.State)
+		require.Equal(s.t, []clientv3.LeaseID{status.Lease}, ids)
+		require.Equal(s.t, entry{value: status.Value, lease: status.Lease, rev: now.rev}, now)
+	}
+}
+
+// lineCount is a slog handler that keeps the lines from Info up.
+type lineCount struct {
+	mu   sync.Mutex
+	kept []string
+}
+
+func (l *lineCount) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
+func (l *lineCount) WithAttrs([]slog.Attr) slog.Handler               { return l }
+func (l *lineCount) WithGroup(string) slog.Handler                    { return l }
+
+func (l *lineCount) Handle(_ context.Context, r slog.Record) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.kept = append(l.kept, r.Time.Format("15:04:05 ")+r.Message)
+	return nil
+}
+
+func (l *lineCount) lines() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.kept)
+}
+
+func (l *lineCount) last() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.kept[len(l.kept)-1]
+}
+
+func (l *lineCount) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.kept, "\n")
+}
