@@ -2,6 +2,7 @@ package discov
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -15,8 +16,8 @@ import (
 // refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
 const refusedFor = 500 * time.Millisecond
 
-// authenticateTimeout bounds one Authenticate, which serves everyone who waits for it.
-const authenticateTimeout = 3 * time.Second
+// authenticateTimeout bounds an Authenticate of a stream's, which has no deadline of its own.
+const authenticateTimeout = 10 * time.Second
 
 // login is an etcd user and password.
 type login struct {
@@ -31,9 +32,6 @@ type login struct {
 // A nil account is that of a link without user and password.
 type account struct {
 	login
-	ctx     context.Context // the link's
-	running *sync.WaitGroup // the link's
-
 	mu      sync.Mutex
 	auth    pb.AuthClient // set once, before the first call
 	token   string
@@ -43,10 +41,11 @@ type account struct {
 	since   time.Time // of refused
 }
 
-// authentication is one call to Authenticate. err may be read once done is closed.
+// authentication is one call to Authenticate. Its outcome may be read once done is closed.
 type authentication struct {
-	done chan struct{}
-	err  error
+	done   chan struct{}
+	err    error
+	gaveUp bool // whether err is that the one who asked had no time left
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
@@ -120,60 +119,62 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	return err
 }
 
-// renew replaces the token, unless somebody has done so meanwhile.
+// renew replaces the token, unless somebody has done so meanwhile. One asks etcd, the others wait; where the one gave up,
+// another asks.
 func (a *account) renew(ctx context.Context, rejected string) error {
-	pending := a.begin(rejected)
-	if pending == nil {
-		return nil
-	}
-	select {
-	case <-pending.done:
-		return pending.err
-	case <-ctx.Done():
-		return status.FromContextError(ctx.Err()).Err()
+	for {
+		one, mine, err := a.join(rejected)
+		if one == nil {
+			return err
+		}
+		if mine {
+			a.authenticate(ctx, one)
+			return one.err
+		}
+		select {
+		case <-one.done:
+		case <-ctx.Done():
+			return status.Error(status.FromContextError(ctx.Err()).Code(), "while waiting for authentication")
+		}
+		if one.err != nil && !one.gaveUp {
+			return one.err
+		}
 	}
 }
 
-// begin joins the authentication that is under way, or starts one; it returns nil where there is a newer token already.
-func (a *account) begin(rejected string) *authentication {
+// join returns the authentication that is under way, or a new one, which the caller is to make. It returns none where
+// there is a newer token already, or where etcd has refused the password just now.
+func (a *account) join(rejected string) (one *authentication, mine bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.asked && a.token != rejected:
-		return nil
+		return nil, false, nil
+	case a.refused != nil && time.Since(a.since) < refusedFor:
+		return nil, false, a.refused
 	case a.pending != nil:
-		return a.pending
+		return a.pending, false, nil
 	}
 	a.pending = &authentication{done: make(chan struct{})}
-	if a.refused != nil && time.Since(a.since) < refusedFor {
-		refused := a.pending
-		a.pending = nil
-		refused.err = a.refused
-		close(refused.done)
-		return refused
-	}
-	pending := a.pending
-	a.running.Go(func() { a.authenticate(pending) })
-	return a.pending
+	return a.pending, true, nil
 }
 
-func (a *account) authenticate(one *authentication) {
-	ctx, cancel := context.WithTimeout(a.ctx, authenticateTimeout)
+func (a *account) authenticate(ctx context.Context, one *authentication) {
+	ctx, cancel := context.WithTimeout(ctx, authenticateTimeout)
 	defer cancel()
 	request := &pb.AuthenticateRequest{Name: a.user, Password: a.pass}
 	response, err := a.auth.Authenticate(ctx, request, grpc.WaitForReady(true))
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.pending = nil
-	a.refused = nil
+	a.pending, a.refused = nil, nil
 	switch e := plain(err); {
 	case err == nil:
 		a.token, a.asked = response.GetToken(), true
-	case e == rpctypes.ErrAuthNotEnabled: //nolint:errorlint // plain returns it as it stands
+	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
 		a.token, a.asked = "", true
 	default:
-		one.err = err
+		one.err, one.gaveUp = err, ctx.Err() != nil
 		if isEtcdError(e) {
 			a.refused, a.since = err, time.Now()
 		}

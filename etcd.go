@@ -65,14 +65,24 @@ func plain(err error) error {
 	if !ok {
 		return err
 	}
+	message := strings.TrimPrefix(s.Message(), "latest balancer error: ")
 	switch s.Code() {
 	case codes.DeadlineExceeded:
-		return &callError{"context deadline exceeded: " + strings.TrimPrefix(s.Message(), "context deadline exceeded"), context.DeadlineExceeded}
+		return &callError{because(context.DeadlineExceeded, message), context.DeadlineExceeded}
 	case codes.Canceled:
-		return &callError{s.Message(), context.Canceled}
+		return &callError{because(context.Canceled, message), context.Canceled}
 	default:
-		return &callError{fmt.Sprintf("%s: %s", s.Code(), s.Message()), err}
+		return &callError{fmt.Sprintf("%s: %s", s.Code(), message), err}
 	}
+}
+
+// because says err, and gRPC's message where that is more than err.
+func because(err error, message string) string {
+	message = strings.TrimPrefix(strings.TrimPrefix(message, err.Error()), " ")
+	if message == "" {
+		return err.Error()
+	}
+	return err.Error() + ": " + message
 }
 
 // isEtcdError says whether etcd itself answered with err.

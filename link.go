@@ -126,7 +126,7 @@ func (l *link) config(to *target) (config clientv3.Config, err error) {
 		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(rotating))
 	}
 	if to.account != nil {
-		l.account = &account{login: *to.account, ctx: l.left, running: &l.streams}
+		l.account = &account{login: *to.account}
 		config.DialOptions = append(config.DialOptions,
 			grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
 	}

@@ -293,8 +293,12 @@ func (o *options) validateTLS(endpoints []string) {
 		}
 	}
 	if o.files != nil {
-		if _, err := o.files.load(); err != nil {
-			o.reject(ErrTLS, "%v", err)
+		_, certErr := o.files.loadCertificate()
+		_, caErr := o.files.loadCA()
+		for _, err := range []error{certErr, caErr} {
+			if err != nil {
+				o.reject(ErrTLS, "%v", err)
+			}
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -169,7 +170,10 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	if err := p.start(ctx, started); err != nil {
 		return err
 	}
-	return <-started
+	if err := <-started; err != nil {
+		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
+	}
+	return nil
 }
 
 // start starts the goroutine.

@@ -57,10 +57,10 @@ type registration struct {
 	puts int
 }
 
-// fullKey is the key on the lease held.
+// fullKey is the key on the lease held, as far as it is known.
 func (r *registration) fullKey() string {
 	switch {
-	case !r.suffixed:
+	case !r.suffixed, r.id == 0 && !r.leases.held.granted:
 		return r.prefix
 	case r.id != 0:
 		return r.prefix + "/" + strconv.FormatInt(r.id, 10)

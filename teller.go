@@ -157,6 +157,9 @@ func (t *teller) log(e Event) {
 		t.trouble = time.Time{}
 		t.write(slog.LevelInfo, "discov: "+e.To.String(), e)
 	default:
+		if e.To == StateIdle {
+			t.trouble = time.Time{} // KeepAlive has returned why
+		}
 		t.write(slog.LevelDebug, "discov: "+e.To.String(), e)
 	}
 }
@@ -180,7 +183,7 @@ func (t *teller) begin(e Event, message string) {
 
 func (t *teller) remind(e Event) {
 	if t.trouble.IsZero() {
-		t.begin(e, "discov: "+e.To.String()+", with trouble")
+		t.begin(e, "discov: "+e.To.String()+" is not done yet")
 		return
 	}
 	if e.Time.Sub(t.reminded) < t.interval {

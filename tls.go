@@ -34,8 +34,13 @@ func (f *tlsFiles) load() (*tls.Config, error) {
 }
 
 func (f *tlsFiles) loadCertificate() (tls.Certificate, error) {
-	if err := errors.Join(given("certificate file", f.cert), given("key file", f.key)); err != nil {
-		return tls.Certificate{}, err
+	switch {
+	case f.cert == "" && f.key == "":
+		return tls.Certificate{}, errors.New("no certificate file and no key file")
+	case f.cert == "":
+		return tls.Certificate{}, fmt.Errorf("no certificate file for the key file %s", f.key)
+	case f.key == "":
+		return tls.Certificate{}, fmt.Errorf("no key file for the certificate file %s", f.cert)
 	}
 	cert, err := tls.LoadX509KeyPair(f.cert, f.key)
 	if err != nil {
@@ -45,8 +50,8 @@ func (f *tlsFiles) loadCertificate() (tls.Certificate, error) {
 }
 
 func (f *tlsFiles) loadCA() (*x509.CertPool, error) {
-	if err := given("CA file", f.ca); err != nil {
-		return nil, err
+	if f.ca == "" {
+		return nil, errors.New("no CA file")
 	}
 	pem, err := os.ReadFile(f.ca)
 	if err != nil {
@@ -57,13 +62,6 @@ func (f *tlsFiles) loadCA() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("CA file %s: no certificate in it", f.ca)
 	}
 	return pool, nil
-}
-
-func given(what, file string) error {
-	if file == "" {
-		return fmt.Errorf("no %s", what)
-	}
-	return nil
 }
 
 // rotatingTLS is gRPC's transport credentials from files that are read again at each handshake. etcd's own
