@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -298,13 +300,22 @@ func TestARevisionThatWentBackIsADoubt(t *testing.T) {
 	})
 }
 
-func TestEveryPathThatEventsTakeIsInTheDiagram(t *testing.T) {
-	for from, tos := range transitions {
-		for _, to := range tos {
-			require.NotEqual(t, from, to)
+func TestTheWaysInTheDocsAreThoseInTheCode(t *testing.T) {
+	for _, file := range []string{"publisher.go", "README.md"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		drawn := map[string][]string{}
+		for _, way := range regexp.MustCompile(`(?m)^(?://\t)?([a-z]+) +→ ([a-z, ]+)$`).FindAllStringSubmatch(string(text), -1) {
+			drawn[way[1]] = strings.Split(way[2], ", ")
 		}
+		coded := map[string][]string{}
+		for from, tos := range transitions {
+			for _, to := range tos {
+				coded[from.String()] = append(coded[from.String()], to.String())
+			}
+		}
+		require.Equal(t, coded, drawn, file)
 	}
-	require.NotContains(t, transitions, StateStopped)
 }
 
 // TestAnySequenceEndsInTheStateAskedForLast is a property test: whatever the user calls and etcd does, once the faults

@@ -70,25 +70,33 @@ func newLatch() latch {
 // A Publisher keeps a key with a value in etcd. Its calls may be made from any number of goroutines, in any order; none
 // outlasts its bound, which is the deadline of its context, or the timeout (5 s) where it has none.
 //
-//	      ┌───────────────── idle ──────────────────────┐
-//	      │ KeepAlive         ▲ KeepAlive failed        │ Pause, Stop
-//	      ▼                   │                         │
-//	 registering ─────────────┘                         │
-//	  │   ▲   ▲ lease or key lost,                      │
-//	  │   │   │ etcd out of reach                       │
-//	  │   │   └────────── published ◄──────┐            │
-//	  │   │ gone,             ▲ │          │ free       │
-//	  │   │ out of reach      │ │ another's│ again      │
-//	  │   └────────────────── │ └──────► conflict       │
-//	  │ key is put            │            ▲            │
-//	  ├───────────────────────┘            │            │
-//	  ├────────────────────────────────────┘            │
-//	  │ Pause or Stop, from any of the three            │
-//	  ▼                                                 ▼
+//	     ┌───────────────── idle ──────────────────────┐
+//	     │ KeepAlive         ▲ KeepAlive failed        │ Pause, Stop
+//	     ▼                   │                         │
+//	registering ─────────────┘                         │
+//	 │   ▲   ▲ lease or key lost,                      │
+//	 │   │   │ etcd out of reach                       │
+//	 │   │   └────────── published ◄──────┐            │
+//	 │   │ gone,             ▲ │          │ free       │
+//	 │   │ out of reach      │ │ another's│ again      │
+//	 │   └────────────────── │ └──────► conflict       │
+//	 │ key is put            │            ▲            │
+//	 ├───────────────────────┘            │            │
+//	 ├────────────────────────────────────┘            │
+//	 │ Pause or Stop, from any of the three            │
+//	 ▼                                                 ▼
 //	withdrawing ── gone, or given up after a TTL ──► paused, stopped
-//	  │   ▲                                             │
-//	  │   └──── Stop while a lease may be left ─────────┤
-//	  └─ Resume ─► registering ◄───────── Resume ───────┘
+//	 │                                                 │
+//	 └─ Resume ─► registering ◄───────── Resume ───────┘
+//
+// All the ways there are:
+//
+//	idle        → registering, paused, stopped
+//	registering → published, conflict, withdrawing, idle
+//	published   → registering, conflict, withdrawing
+//	conflict    → registering, published, withdrawing
+//	withdrawing → paused, stopped, registering
+//	paused      → registering, idle, stopped
 //
 // One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
 // value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
