@@ -248,6 +248,7 @@ func (p *Publisher) withdrawForGood(r *registration) error {
 
 // withdraw revokes the leases of ours, again and again until ctx is done.
 func (p *Publisher) withdraw(ctx context.Context, r *registration) error {
+	r.leases.discard()
 	p.withdrawing(r, nil)
 	for retry := newBackoff(); ; {
 		err := r.withdraw(ctx)
@@ -270,10 +271,8 @@ func (p *Publisher) withdrawing(r *registration, err error) {
 	if p.withdrawn {
 		return
 	}
+	p.status.Until = r.leases.gone()
 	p.enterLocked(StateWithdrawing, err)
-	if until := r.leases.gone(); !until.IsZero() {
-		p.status.Until = until
-	}
 }
 
 func (p *Publisher) noteWithdrawn() {

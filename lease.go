@@ -123,19 +123,24 @@ func (ls *leases) sweep(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// revive makes a past lease a former one: a restore of etcd has brought it back.
-func (ls *leases) revive(id clientv3.LeaseID) {
-	if i := slices.Index(ls.past, id); i >= 0 {
-		ls.past = slices.Delete(ls.past, i, i+1)
+// reviveAll makes the past leases former ones, to be revoked: etcd was restored, and one may be there again.
+func (ls *leases) reviveAll() {
+	for _, id := range ls.past {
 		ls.former = append(ls.former, lease{id: id, until: time.Now().Add(ls.asked)})
 	}
+	ls.past = nil
 }
 
 // isOurs says whether the lease is one of ours.
 func (ls *leases) isOurs(id clientv3.LeaseID) bool {
 	return id == ls.held.id ||
 		slices.ContainsFunc(ls.former, func(one lease) bool { return one.id == id }) ||
-		slices.Contains(ls.past, id)
+		ls.isPast(id)
+}
+
+// isPast says whether the lease was ours until etcd said that it does not exist.
+func (ls *leases) isPast(id clientv3.LeaseID) bool {
+	return slices.Contains(ls.past, id)
 }
 
 // gone is when the last former lease ends by itself.

@@ -41,7 +41,8 @@ var (
 type WithdrawError struct {
 	// Key is the full key.
 	Key string
-	// Until is when the key is gone on its own, unless etcd is restarted before: then its lease runs from anew.
+	// Until is when the key is gone on its own, unless etcd is restarted before: then its lease runs from anew. It is
+	// zero where no lease was known yet.
 	Until time.Time
 	// Err is why.
 	Err error
@@ -49,6 +50,9 @@ type WithdrawError struct {
 
 // Error implements error.
 func (e *WithdrawError) Error() string {
+	if e.Until.IsZero() {
+		return fmt.Sprintf("discov: withdraw %s: %v", e.Key, e.Err)
+	}
 	return fmt.Sprintf("discov: withdraw %s: it is gone by %s at the latest: %v", e.Key, e.Until.Format(time.RFC3339), e.Err)
 }
 

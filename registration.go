@@ -126,8 +126,18 @@ func (r *registration) read(ctx context.Context) error {
 	if err != nil {
 		return r.failed("read", err)
 	}
-	r.seen, r.rev = now, rev
+	r.seen = now
+	r.noteRev(rev)
 	return nil
+}
+
+// noteRev takes etcd's revision from the answer to a read or a write. One that went back means that etcd was wiped or
+// restored: then past leases of ours may be there again, with keys.
+func (r *registration) noteRev(rev int64) {
+	if rev < r.rev {
+		r.leases.reviveAll()
+	}
+	r.rev = rev
 }
 
 // putUnread puts the key for an account that may write it but not read it: the key cannot be compared then, so each
@@ -150,7 +160,8 @@ func (r *registration) put(ctx context.Context) error {
 }
 
 func (r *registration) wrote(rev int64) {
-	r.seen, r.rev = entry{value: r.value, lease: r.leases.held.id, rev: rev}, rev
+	r.seen = entry{value: r.value, lease: r.leases.held.id, rev: rev}
+	r.noteRev(rev)
 	r.missing, r.conflict = false, false
 	r.puts++
 }
@@ -166,7 +177,9 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		r.missing, r.conflict = false, true
 		return true, nil
 	}
-	r.leases.revive(r.seen.lease)
+	if r.leases.isPast(r.seen.lease) {
+		r.leases.reviveAll()
+	}
 	put, now, rev, err := r.etcd.putOver(ctx, r.seen, r.key, r.value, r.leases.held.id)
 	if err != nil {
 		if isDenied(err) {
@@ -175,7 +188,8 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		return true, r.failed("put", err)
 	}
 	if !put {
-		r.seen, r.rev, r.missing = now, rev, false
+		r.seen, r.missing = now, false
+		r.noteRev(rev)
 		return false, nil
 	}
 	if r.conflict {
