@@ -24,7 +24,9 @@ type login struct {
 	user, pass string
 }
 
-// account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait.
+// account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait. Links do not
+// share it: after a restore of etcd, a call with a token from before hangs without an error, until raft's index has
+// caught up with the token's.
 //
 // The client's own way costs a bcrypt per stream and per call that finds its token expired: a thousand Publishers would
 // keep etcd busy for a minute after each restart. It also makes clientv3.New fail while etcd is down.

@@ -116,7 +116,7 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(bound), deadline)
 	defer cancel()
 	for retry := newBackoff(); ; {
-		if err := r.withdraw(ctx); err == nil || !retry.wait(ctx) {
+		if err := r.withdraw(ctx); err == nil || isFinal(err) || !retry.wait(ctx) {
 			return err
 		}
 	}

@@ -56,7 +56,8 @@ type link struct {
 	calls   sync.WaitGroup // Add only while the link is its conn's current one
 	streams sync.WaitGroup
 
-	roundTrip atomic.Int64 // of late, in nanoseconds
+	roundTrip atomic.Int64              // of late, in nanoseconds
+	answered  atomic.Pointer[time.Time] // when etcd last answered anything
 }
 
 func newLink() *link {
@@ -91,13 +92,12 @@ func borrow(client *clientv3.Client) *link {
 }
 
 func (l *link) attach(client *clientv3.Client) {
-	cc := client.ActiveConnection()
+	if l.account != nil {
+		l.account.auth = pb.NewAuthClient(client.ActiveConnection())
+	}
 	l.kv = clientv3.RetryKVClient(client)
 	l.leases = clientv3.RetryLeaseClient(client)
-	l.watch = pb.NewWatchClient(cc)
-	if l.account != nil {
-		l.account.auth = pb.NewAuthClient(cc)
-	}
+	l.watch = pb.NewWatchClient(client.ActiveConnection())
 }
 
 func (l *link) config(to *target) (config clientv3.Config, err error) {
@@ -174,6 +174,17 @@ func (l *link) noteRoundTrip(d time.Duration) {
 		d = (7*was + d) / 8
 	}
 	l.roundTrip.Store(int64(d))
+}
+
+func (l *link) noteAnswer() {
+	now := time.Now()
+	l.answered.Store(&now)
+}
+
+// silentSince says whether etcd has answered nothing over the link since.
+func (l *link) silentSince(since time.Time) bool {
+	answered := l.answered.Load()
+	return answered == nil || answered.Before(since)
 }
 
 // probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all

@@ -17,6 +17,9 @@ const (
 	probeTimeout = 2 * time.Second
 	// acquittal is how long a connection that answered is not put in doubt again.
 	acquittal = 2 * time.Second
+	// headStart is how much later than its spare a connection in doubt may answer and be kept: to move costs all that is
+	// under way, which an etcd with too much to do cannot afford.
+	headStart = 500 * time.Millisecond
 )
 
 // connections are those of the process.
@@ -176,11 +179,17 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
-	silence := time.AfterFunc(patience, func() { c.suspect(l) })
-	defer silence.Stop()
 	began := time.Now()
+	silence := time.AfterFunc(patience, func() {
+		// With several members, one that is silent may hide behind the answers of the others.
+		if l.silentSince(began) || len(c.to.endpoints) > 1 {
+			c.suspect(l)
+		}
+	})
+	defer silence.Stop()
 	err := request(ctx, l)
 	if err == nil {
+		l.noteAnswer()
 		l.noteRoundTrip(time.Since(began))
 	}
 	return err
@@ -263,6 +272,9 @@ func (c *conn) settle(l, spare *link) bool {
 	case <-stalled:
 	case <-c.ctx.Done():
 	}
+	if winner == spare {
+		winner = c.firstOf(answered, spare)
+	}
 	cancel()
 	asking.Wait()
 	if winner != spare {
@@ -279,11 +291,24 @@ func (c *conn) settle(l, spare *link) bool {
 	return true
 }
 
+// firstOf gives the link in doubt its head start.
+func (c *conn) firstOf(answered <-chan *link, spare *link) *link {
+	late := time.NewTimer(headStart)
+	defer late.Stop()
+	select {
+	case l := <-answered:
+		return l
+	case <-late.C:
+	case <-c.ctx.Done():
+	}
+	return spare
+}
+
 // moveTo makes the spare the link of now. Calls on the old one end and are made again on the spare, watchers end.
 func (c *conn) moveTo(spare *link) {
 	c.mu.Lock()
 	old := c.cur
-	c.cur, c.examining = spare, false
+	c.cur, c.examining, c.acquitted = spare, false, time.Now()
 	c.mu.Unlock()
 	old.leave()
 	c.running.Go(old.close)

@@ -208,6 +208,7 @@ func (s *renewalStream) hear(answer *pb.LeaseKeepAliveResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.answered = time.Now()
+	s.link.noteAnswer()
 	if len(s.unheard) == 0 {
 		return
 	}

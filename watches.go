@@ -225,6 +225,7 @@ func (s *watchStream) takeUnsent() []*pb.WatchRequest {
 
 // hear passes a response on, and returns an error where it means that the whole stream is of no use: its token.
 func (s *watchStream) hear(response *pb.WatchResponse) error {
+	s.link.noteAnswer()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if response.GetCreated() {
