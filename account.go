@@ -10,14 +10,20 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
 // refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
 const refusedFor = 500 * time.Millisecond
 
-// authenticateTimeout bounds an Authenticate of a stream's, which has no deadline of its own.
-const authenticateTimeout = 10 * time.Second
+// An Authenticate may take authenticateLeast, and after each that took too long twice the time, up to authenticateMost.
+// It goes on when those who wait for it have given up: etcd does not stop its bcrypt either, so that asking anew would
+// keep an etcd with many logins busy for ever.
+const (
+	authenticateLeast = 5 * time.Second
+	authenticateMost  = time.Minute
+)
 
 // login is an etcd user and password.
 type login struct {
@@ -34,8 +40,10 @@ type login struct {
 // A nil account is that of a link without user and password.
 type account struct {
 	login
+	link *link
+
 	mu      sync.Mutex
-	auth    pb.AuthClient // set once, before the first call
+	timeout time.Duration // of the next Authenticate
 	token   string
 	asked   bool            // whether etcd has answered an Authenticate
 	pending *authentication // nil where none is under way
@@ -43,11 +51,14 @@ type account struct {
 	since   time.Time // of refused
 }
 
-// authentication is one call to Authenticate. Its outcome may be read once done is closed.
+// authentication is one call to Authenticate. err may be read once done is closed.
 type authentication struct {
-	done   chan struct{}
-	err    error
-	gaveUp bool // whether err is that the one who asked had no time left
+	done chan struct{}
+	err  error
+}
+
+func newAccount(as *login, on *link) *account {
+	return &account{login: *as, link: on, timeout: authenticateLeast}
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
@@ -99,7 +110,7 @@ func (a *account) reject(token string, err error) {
 
 // intercept gives each unary call a token, and a second try where etcd rejects it.
 func (a *account) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if method == pb.Auth_Authenticate_FullMethodName {
+	if method == pb.Auth_Authenticate_FullMethodName || method == pb.Auth_AuthStatus_FullMethodName {
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}
 	if err := a.ensure(ctx); err != nil {
@@ -121,62 +132,80 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	return err
 }
 
-// renew replaces the token, unless somebody has done so meanwhile. One asks etcd, the others wait; where the one gave up,
-// another asks.
+// renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.
 func (a *account) renew(ctx context.Context, rejected string) error {
-	for {
-		one, mine, err := a.join(rejected)
-		if one == nil {
-			return err
-		}
-		if mine {
-			a.authenticate(ctx, one)
-			return one.err
-		}
-		select {
-		case <-one.done:
-		case <-ctx.Done():
-			return status.Error(status.FromContextError(ctx.Err()).Code(), "while waiting for authentication")
-		}
-		if one.err != nil && !one.gaveUp {
-			return one.err
-		}
+	if err := a.awaitConnection(ctx); err != nil {
+		return err
+	}
+	one, err := a.join(rejected)
+	if one == nil {
+		return err
+	}
+	select {
+	case <-one.done:
+		return one.err
+	case <-ctx.Done():
+		return status.Error(status.FromContextError(ctx.Err()).Code(), "while waiting for authentication")
 	}
 }
 
-// join returns the authentication that is under way, or a new one, which the caller is to make. It returns none where
-// there is a newer token already, or where etcd has refused the password just now.
-func (a *account) join(rejected string) (one *authentication, mine bool, err error) {
+// awaitConnection waits until gRPC has a connection. Its error is gRPC's own, which names the cause.
+func (a *account) awaitConnection(ctx context.Context) error {
+	cc := a.link.client.ActiveConnection()
+	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
+		cc.Connect()
+		if !cc.WaitForStateChange(ctx, state) {
+			return a.askNobody()
+		}
+	}
+	return nil
+}
+
+// askNobody makes a request that has no time to be sent.
+func (a *account) askNobody() error {
+	ctx, cancel := context.WithTimeout(a.link.left, time.Millisecond)
+	defer cancel()
+	_, err := pb.NewAuthClient(a.link.client.ActiveConnection()).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
+	return err
+}
+
+// join returns the authentication that is under way, or starts one. It returns none where there is a newer token already,
+// or where etcd has refused the password just now.
+func (a *account) join(rejected string) (*authentication, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
 	case a.asked && a.token != rejected:
-		return nil, false, nil
+		return nil, nil
 	case a.refused != nil && time.Since(a.since) < refusedFor:
-		return nil, false, a.refused
-	case a.pending != nil:
-		return a.pending, false, nil
+		return nil, a.refused
+	case a.pending == nil:
+		one := &authentication{done: make(chan struct{})}
+		a.pending = one
+		a.link.streams.Go(func() { a.authenticate(one, a.timeout) })
 	}
-	a.pending = &authentication{done: make(chan struct{})}
-	return a.pending, true, nil
+	return a.pending, nil
 }
 
-func (a *account) authenticate(ctx context.Context, one *authentication) {
-	ctx, cancel := context.WithTimeout(ctx, authenticateTimeout)
+func (a *account) authenticate(one *authentication, timeout time.Duration) {
+	ctx, cancel := context.WithTimeout(a.link.left, timeout)
 	defer cancel()
-	request := &pb.AuthenticateRequest{Name: a.user, Password: a.pass}
-	response, err := a.auth.Authenticate(ctx, request, grpc.WaitForReady(true))
+	auth := pb.NewAuthClient(a.link.client.ActiveConnection())
+	response, err := auth.Authenticate(ctx, &pb.AuthenticateRequest{Name: a.user, Password: a.pass}, grpc.WaitForReady(true))
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.pending, a.refused = nil, nil
 	switch e := plain(err); {
 	case err == nil:
-		a.token, a.asked = response.GetToken(), true
+		a.token, a.asked, a.timeout = response.GetToken(), true, authenticateLeast
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
 		a.token, a.asked = "", true
+	case ctx.Err() != nil:
+		one.err = err
+		a.timeout = min(2*a.timeout, authenticateMost)
 	default:
-		one.err, one.gaveUp = err, ctx.Err() != nil
+		one.err = err
 		if isEtcdError(e) {
 			a.refused, a.since = err, time.Now()
 		}

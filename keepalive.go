@@ -13,7 +13,7 @@ const (
 	// A first registration that fails leaves this share of its bound to the clean-up.
 	cleanUpShare = 10
 	// cleanUpAtLeast is what the clean-up gets when the caller has given up.
-	cleanUpAtLeast = 80 * time.Millisecond
+	cleanUpAtLeast = 50 * time.Millisecond
 	// A key that is put in doubt quickDoubts times in a row, each within calm of the one before, is mended with pauses.
 	quickDoubts = 10
 	calm        = time.Second
@@ -140,7 +140,7 @@ func (p *Publisher) keep(r *registration) error {
 func (p *Publisher) publish(ctx context.Context, r *registration) {
 	retry, quick := newBackoff(), 0
 	for ctx.Err() == nil {
-		if err := p.reconcile(ctx, r); err != nil {
+		if !r.settled && p.reconcile(ctx, r) != nil {
 			retry.wait(ctx)
 			continue
 		}
@@ -220,7 +220,7 @@ func (p *Publisher) hold(ctx context.Context, r *registration) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if isLoss(doubt) {
+	if isLoss(doubt) && p.status.State == StatePublished {
 		p.enterLocked(StateRegistering, doubt)
 	}
 }

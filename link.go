@@ -25,11 +25,13 @@ const (
 	// default: after a long outage the way back would take as long.
 	reconnectLeast = 100 * time.Millisecond
 	reconnectMost  = 500 * time.Millisecond
-	// patientConnect and briskConnect bound one try to connect. A brisk link notices within half a second that a path
+	// patientConnect and briskConnect bound one try to connect. A brisk link notices within a second that a path
 	// which swallowed its first packets has healed; a patient one gets through where a handshake takes seconds. A
 	// connection in doubt is always given a spare of the other kind.
 	patientConnect = 20 * time.Second
-	briskConnect   = 500 * time.Millisecond
+	briskConnect   = 400 * time.Millisecond
+	// briskReconnectMost is a brisk link's own reconnectMost: its tries are paced by their bound already.
+	briskReconnectMost = 200 * time.Millisecond
 	// pingAfter and pingTimeout notice a dead connection under an idle stream; gRPC raises less than 10 s.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 3 * time.Second
@@ -92,9 +94,6 @@ func borrow(client *clientv3.Client) *link {
 }
 
 func (l *link) attach(client *clientv3.Client) {
-	if l.account != nil {
-		l.account.auth = pb.NewAuthClient(client.ActiveConnection())
-	}
 	l.kv = clientv3.RetryKVClient(client)
 	l.leases = clientv3.RetryLeaseClient(client)
 	l.watch = pb.NewWatchClient(client.ActiveConnection())
@@ -107,6 +106,7 @@ func (l *link) config(to *target) (config clientv3.Config, err error) {
 	}
 	if l.brisk {
 		connect.MinConnectTimeout = briskConnect
+		connect.Backoff.MaxDelay = briskReconnectMost
 	}
 	config = clientv3.Config{
 		Endpoints:            append([]string(nil), to.endpoints...),
@@ -126,7 +126,7 @@ func (l *link) config(to *target) (config clientv3.Config, err error) {
 		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(rotating))
 	}
 	if to.account != nil {
-		l.account = &account{login: *to.account}
+		l.account = newAccount(to.account, l)
 		config.DialOptions = append(config.DialOptions,
 			grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
 	}

@@ -176,6 +176,9 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	if err := p.validate(); err != nil {
 		return err
 	}
+	if ctx.Err() != nil {
+		return p.refused("keep alive", context.Cause(ctx))
+	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	started := make(chan error, 1)
@@ -338,8 +341,12 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	p.beginStop()
 	select {
 	case <-p.done:
-		return p.outcome
 	case <-ctx.Done():
+	}
+	select {
+	case <-p.done: // also where both came at once
+		return p.outcome
+	default:
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.withdrawErrorLocked(ctx)

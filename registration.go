@@ -48,6 +48,8 @@ type registration struct {
 	rev  int64
 	// missing says that the key is known to be gone, so that a read can be saved.
 	missing bool
+	// settled says that a reconcile has succeeded, and that nothing is held since.
+	settled bool
 	// conflict says that the key is held by another instance.
 	conflict bool
 	// taken is when the key was taken back from another instance of late.
@@ -83,6 +85,7 @@ func (r *registration) reconcile(ctx context.Context, value string, takeover boo
 		switch err := r.secureKey(ctx, takeover, kept); {
 		case err == nil:
 			r.sweep(ctx)
+			r.settled = true
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			r.leases.lost()
@@ -217,6 +220,7 @@ func (r *registration) mayTakeBack() bool {
 
 // hold keeps the lease renewed and watches the key, until ctx is done or there is a doubt, which it returns.
 func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error {
+	r.settled = false
 	watch := r.etcd.watch(r.key, r.rev+1)
 	defer watch.cancel()
 	news := watch.signal
@@ -323,6 +327,6 @@ func (r *registration) withdraw(ctx context.Context) error {
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)
 	}
-	r.seen, r.missing, r.conflict = entry{}, false, false
+	r.seen, r.missing, r.conflict, r.settled = entry{}, false, false, false
 	return nil
 }

@@ -180,19 +180,29 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
 	began := time.Now()
-	silence := time.AfterFunc(patience, func() {
+	every(ctx, patience, func() {
 		// With several members, one that is silent may hide behind the answers of the others.
 		if l.silentSince(began) || len(c.to.endpoints) > 1 {
 			c.suspect(l)
 		}
 	})
-	defer silence.Stop()
 	err := request(ctx, l)
 	if err == nil {
 		l.noteAnswer()
 		l.noteRoundTrip(time.Since(began))
 	}
 	return err
+}
+
+// every runs f each time that d has passed, until ctx is done.
+func every(ctx context.Context, d time.Duration, f func()) {
+	timer := time.AfterFunc(d, func() {
+		if ctx.Err() == nil {
+			f()
+			every(ctx, d, f)
+		}
+	})
+	context.AfterFunc(ctx, func() { timer.Stop() })
 }
 
 // watch asks for a watch on the link of now. It ends when the conn moves on.
@@ -272,7 +282,7 @@ func (c *conn) settle(l, spare *link) bool {
 	case <-stalled:
 	case <-c.ctx.Done():
 	}
-	if winner == spare {
+	if winner == spare && l.connected() {
 		winner = c.firstOf(answered, spare)
 	}
 	cancel()
@@ -308,7 +318,7 @@ func (c *conn) firstOf(answered <-chan *link, spare *link) *link {
 func (c *conn) moveTo(spare *link) {
 	c.mu.Lock()
 	old := c.cur
-	c.cur, c.examining, c.acquitted = spare, false, time.Now()
+	c.cur, c.examining = spare, false
 	c.mu.Unlock()
 	old.leave()
 	c.running.Go(old.close)

@@ -93,6 +93,7 @@ type watchStream struct {
 // watch is a watcher and where it stands on its stream.
 type watch struct {
 	*watcher
+	start  int64 // the revision to watch from
 	id     int64 // etcd's, once created
 	closed bool
 }
@@ -128,7 +129,7 @@ func (s *watchStream) create(request *pb.WatchRequest) *watcher {
 	if s.ended {
 		return nil
 	}
-	w := &watch{}
+	w := &watch{start: request.GetCreateRequest().GetStartRevision()}
 	w.watcher = newWatcher(func() { s.close(w) })
 	s.users++
 	s.creating = append(s.creating, w)
@@ -263,6 +264,10 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) error {
 		w.end(cancelReason(response))
 	case w.closed:
 		s.cancelLocked(w.id)
+	case response.GetHeader().GetRevision() < w.start-1:
+		// etcd was wiped or restored since the key was read. It would be silent until it is at that revision again.
+		s.cancelLocked(w.id)
+		w.end(errWentBack)
 	default:
 		s.live[w.id] = w
 	}
