@@ -17,8 +17,8 @@ const (
 	probeTimeout = 2 * time.Second
 	// acquittal is how long a connection that answered is not put in doubt again.
 	acquittal = 2 * time.Second
-	// headStart is how much later than its spare a connection in doubt may answer and be kept: to move costs all that is
-	// under way, which an etcd with too much to do cannot afford.
+	// headStart is how much later than its spare a connection in doubt that is not silent may answer and be kept: to move
+	// costs all that is under way, which an etcd with too much to do cannot afford.
 	headStart = 500 * time.Millisecond
 )
 
@@ -252,6 +252,7 @@ func (c *conn) acquit() {
 
 // settle asks both until one answers, and says no where the spare has stalled as well.
 func (c *conn) settle(l, spare *link) bool {
+	began := time.Now()
 	ctx, cancel := context.WithCancel(c.ctx)
 	var asking sync.WaitGroup
 	answered := make(chan *link, 2)
@@ -282,7 +283,7 @@ func (c *conn) settle(l, spare *link) bool {
 	case <-stalled:
 	case <-c.ctx.Done():
 	}
-	if winner == spare && l.connected() {
+	if winner == spare && !l.silentSince(began) {
 		winner = c.firstOf(answered, spare)
 	}
 	cancel()
