@@ -57,8 +57,8 @@ type authentication struct {
 	err  error
 }
 
-func newAccount(as *login, on *link) *account {
-	return &account{login: *as, link: on, timeout: authenticateLeast}
+func newAccount(as login, on *link) *account {
+	return &account{login: as, link: on, timeout: authenticateLeast}
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
@@ -155,18 +155,10 @@ func (a *account) awaitConnection(ctx context.Context) error {
 	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
 		cc.Connect()
 		if !cc.WaitForStateChange(ctx, state) {
-			return a.askNobody()
+			return a.link.trouble(status.FromContextError(ctx.Err()).Err())
 		}
 	}
 	return nil
-}
-
-// askNobody makes a request that has no time to be sent.
-func (a *account) askNobody() error {
-	ctx, cancel := context.WithTimeout(a.link.left, time.Millisecond)
-	defer cancel()
-	_, err := pb.NewAuthClient(a.link.client.ActiveConnection()).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
-	return err
 }
 
 // join returns the authentication that is under way, or starts one. It returns none where there is a newer token already,

@@ -111,7 +111,6 @@ func isFinal(err error) bool {
 		rpctypes.ErrAuthFailed,
 		rpctypes.ErrUserEmpty,
 		rpctypes.ErrLeaseTTLTooLarge,
-		rpctypes.ErrRequestTooLarge,
 		rpctypes.ErrNoSpace,
 		rpctypes.ErrCorrupt,
 	} {
@@ -119,5 +118,10 @@ func isFinal(err error) bool {
 			return true
 		}
 	}
-	return false
+	return isTooLarge(err)
+}
+
+// isTooLarge says whether a value is too large for etcd, or for gRPC before it.
+func isTooLarge(err error) bool {
+	return errors.Is(err, rpctypes.ErrRequestTooLarge) || status.Code(err) == codes.ResourceExhausted
 }

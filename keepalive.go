@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -55,41 +56,40 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 	return r
 }
 
-// run is the life of a started Publisher, on a goroutine of its own. started gets the outcome of the first registration
-// within bound; with an error, all is undone before.
-func (p *Publisher) run(bound context.Context, started chan<- error) {
+// run is the life of a started Publisher, on a goroutine of its own. tell gives KeepAlive the outcome of the first
+// registration within bound; with an error, or where KeepAlive has returned before, all is undone.
+func (p *Publisher) run(bound context.Context, tell func(error) bool) {
 	on, release, err := p.connect()
 	if err != nil {
 		p.finish(err, nil)
-		started <- err
+		tell(err)
 		return
-	}
-	if p.opts.life != nil {
-		defer context.AfterFunc(p.opts.life, p.beginStop)()
 	}
 	r := p.newRegistration(on)
-	if err := p.begin(bound, r); err != nil {
-		left := p.undo(bound, r)
+	err = p.begin(bound, r)
+	if err == nil && tell(p.stoppedEarly()) {
+		left := p.keep(r)
 		release()
-		p.finish(err, left)
-		started <- err
+		p.finish(nil, left)
 		return
 	}
-	started <- p.stoppedEarly()
-	left := p.keep(r)
+	left := p.undo(bound, r)
 	release()
-	p.finish(nil, left)
+	p.finish(err, left)
+	tell(err)
 }
 
 // begin makes the first registration, unless the user wants something else meanwhile.
 func (p *Publisher) begin(bound context.Context, r *registration) error {
+	var told error
 	for retry := newBackoff(); !p.opts.backgroundStart; {
 		want, latch := p.wish()
 		if want != wishPublished {
 			return nil
 		}
 		ctx, cancel := p.attempt(latch, bound)
-		err := p.reconcile(ctx, r)
+		err := moreTelling(told, p.reconcile(ctx, r))
+		told = err
 		again := err != nil && !isFinal(err) && retry.wait(ctx)
 		cancel()
 		if changed := latch.Err() != nil; err == nil || !again && !changed {
@@ -99,9 +99,19 @@ func (p *Publisher) begin(bound context.Context, r *registration) error {
 	return nil
 }
 
+// moreTelling is the error of the last try, or that of the one before where it names a failed handshake: gRPC tells of
+// that only when nothing else comes in between.
+func moreTelling(before, last error) error {
+	if last != nil && before != nil && strings.Contains(before.Error(), "tls: ") && !strings.Contains(last.Error(), "tls: ") {
+		return before
+	}
+	return last
+}
+
 // attempt ends with the latch, when the caller gives up, and early enough before the bound to clean up.
 func (p *Publisher) attempt(latch, bound context.Context) (context.Context, context.CancelFunc) {
 	deadline, _ := bound.Deadline()
+	latch = context.WithValue(latch, wholeBound{}, true)
 	ctx, cancel := context.WithDeadline(latch, deadline.Add(-time.Until(deadline)/cleanUpShare))
 	stop := context.AfterFunc(bound, cancel)
 	return ctx, func() { stop(); cancel() }
@@ -165,6 +175,10 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 	p.status.Key, p.status.Registrations = r.key, r.puts
 	switch {
 	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
+	case isTooLarge(err) && r.keepOld():
+		p.rejected = update
+		p.enterLocked(StatePublished, err)
+		return nil
 	case err != nil:
 		p.enterLocked(StateRegistering, err)
 	case r.conflict:

@@ -16,7 +16,9 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 )
 
 // The settings of the library's clients, where gRPC's and the client's own lose registrations.
@@ -35,8 +37,6 @@ const (
 	// pingAfter and pingTimeout notice a dead connection under an idle stream; gRPC raises less than 10 s.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 3 * time.Second
-	// tunedDialTimeout bounds clientv3.New where WithClientConfig has set a user: then it talks to etcd.
-	tunedDialTimeout = 3 * time.Second
 )
 
 // link is one client, and the streams on it that all Publishers of a connection share.
@@ -99,7 +99,7 @@ func (l *link) attach(client *clientv3.Client) {
 	l.watch = pb.NewWatchClient(client.ActiveConnection())
 }
 
-func (l *link) config(to *target) (config clientv3.Config, err error) {
+func (l *link) config(to *target) (clientv3.Config, error) {
 	connect := grpc.ConnectParams{
 		Backoff:           grpcbackoff.Config{BaseDelay: reconnectLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMost},
 		MinConnectTimeout: patientConnect,
@@ -108,10 +108,9 @@ func (l *link) config(to *target) (config clientv3.Config, err error) {
 		connect.MinConnectTimeout = briskConnect
 		connect.Backoff.MaxDelay = briskReconnectMost
 	}
-	config = clientv3.Config{
+	config := clientv3.Config{
 		Endpoints:            append([]string(nil), to.endpoints...),
 		TLS:                  to.tls.Clone(),
-		DialTimeout:          tunedDialTimeout,
 		DialKeepAliveTime:    pingAfter,
 		DialKeepAliveTimeout: pingTimeout,
 		Logger:               zap.NewNop(),
@@ -126,14 +125,26 @@ func (l *link) config(to *target) (config clientv3.Config, err error) {
 		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(rotating))
 	}
 	if to.account != nil {
-		l.account = newAccount(to.account, l)
-		config.DialOptions = append(config.DialOptions,
-			grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
+		config.Username, config.Password = to.account.user, to.account.pass
 	}
 	if to.tune != nil {
-		err = to.tune.run(&config)
+		if err := to.tune.run(&config); err != nil {
+			return config, err
+		}
 	}
-	return config, err
+	l.takeAccount(&config)
+	return config, nil
+}
+
+// takeAccount takes the account out of the client's hands into ours.
+func (l *link) takeAccount(config *clientv3.Config) {
+	if config.Username == "" || config.Password == "" {
+		return
+	}
+	l.account = newAccount(login{user: config.Username, pass: config.Password}, l)
+	config.Username, config.Password = "", ""
+	config.DialOptions = append(config.DialOptions,
+		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
 }
 
 // run lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
@@ -187,10 +198,23 @@ func (l *link) silentSince(since time.Time) bool {
 	return answered == nil || answered.Before(since)
 }
 
+// trouble is why there is no connection, in gRPC's words: those of a request that has no time to be sent. Where gRPC has
+// none, it is err.
+func (l *link) trouble(err error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+	defer cancel()
+	auth := pb.NewAuthClient(l.client.ActiveConnection())
+	_, cause := auth.AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
+	if status.Code(cause) != codes.DeadlineExceeded {
+		return err
+	}
+	return cause
+}
+
 // probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
 // were answered. Any answer of etcd's will do: it is the connection that is in question.
 func (l *link) probe(ctx context.Context, n int) bool {
-	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, max(probeTimeout, 3*time.Duration(l.roundTrip.Load())))
 	defer cancel()
 	answers := make(chan bool, n)
 	for range n {
@@ -218,10 +242,18 @@ type session struct {
 
 var _ etcd = (*session)(nil)
 
+// wholeBound marks a context in which a request may take all the time that there is: over a slow network, a first
+// registration has none for a second try.
+type wholeBound struct{}
+
 // do makes one request, over the next link where the conn moves on meanwhile.
 func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
-	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), s.call)
-	defer cancel()
+	ctx = clientv3.WithRequireLeader(ctx)
+	if ctx.Value(wholeBound{}) == nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.call)
+		defer cancel()
+	}
 	return plain(s.conn.do(ctx, s.patienceOn, request))
 }
 
@@ -237,8 +269,9 @@ func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (gr
 		return err
 	})
 	if errors.Is(err, rpctypes.ErrLeaseExist) {
-		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of.
-		granted, _, err = s.renew(ctx, id, false)
+		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of. The next renewal tells
+		// if etcd granted more than was asked for.
+		return ttl, nil
 	}
 	return granted, err
 }

@@ -110,6 +110,8 @@ type Publisher struct {
 	firstValue string
 	opts       options
 
+	// unfollow ends the tie to WithContext's context.
+	unfollow func() bool
 	// teller hands events to the log and the observer.
 	teller *teller
 	// connect gives the goroutine its etcd, and how to release it.
@@ -132,6 +134,7 @@ type Publisher struct {
 	done      chan struct{} // closed when nothing is to come after Stop
 	outcome   error         // of Stop, written before done is closed
 	published uint64        // updates at the last time that etcd held the latest value
+	rejected  uint64        // updates when etcd last refused a value for its size
 	withdrawn bool          // whether no lease of ours can be left in etcd
 	status    Status
 	changed   chan struct{} // closed and replaced when anything that a call waits for has changed
@@ -161,6 +164,10 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 	p.connect = p.share
 	p.teller = newTeller(p.opts.observer, p.opts.logger)
 	p.status = Status{State: StateIdle, Since: time.Now(), Value: value}
+	p.unfollow = func() bool { return true }
+	if p.opts.life != nil {
+		p.unfollow = context.AfterFunc(p.opts.life, p.beginStop)
+	}
 	return p
 }
 
@@ -181,18 +188,45 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
-	started := make(chan error, 1)
-	if err := p.start(ctx, started); err != nil {
+	started, gaveUp := make(chan error), make(chan struct{})
+	defer close(gaveUp)
+	tell := func(err error) bool {
+		select {
+		case started <- err:
+			return true
+		case <-gaveUp:
+			return false
+		}
+	}
+	if err := p.start(ctx, tell); err != nil {
 		return err
 	}
-	if err := <-started; err != nil {
+	err := p.awaitStart(ctx, started)
+	if err != nil && p.opts.client == nil {
 		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
 	}
-	return nil
+	return err
+}
+
+// awaitStart waits for the goroutine, which keeps the bound unless the user's tuning of the client is slow.
+func (p *Publisher) awaitStart(ctx context.Context, started <-chan error) error {
+	select {
+	case err := <-started:
+		return err
+	case <-ctx.Done():
+	}
+	late := time.NewTimer(cleanUpAtLeast + cleanUpAtLeast/2)
+	defer late.Stop()
+	select {
+	case err := <-started:
+		return err
+	case <-late.C:
+		return p.refused("keep alive", context.Cause(ctx))
+	}
 }
 
 // start starts the goroutine.
-func (p *Publisher) start(ctx context.Context, started chan<- error) error {
+func (p *Publisher) start(ctx context.Context, tell func(error) bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
@@ -205,7 +239,7 @@ func (p *Publisher) start(ctx context.Context, started chan<- error) error {
 	}
 	p.running, p.takeover = true, true
 	p.status.Err = nil
-	go p.run(ctx, started)
+	go p.run(ctx, tell)
 	return nil
 }
 
@@ -323,6 +357,8 @@ func (p *Publisher) isPublishedLocked(call string, update uint64) (bool, error) 
 		return false, p.status.Err
 	case p.status.State == StateConflict:
 		return true, p.refused(call, ErrConflict)
+	case update > p.published && update <= p.rejected:
+		return true, p.status.Err
 	default:
 		return p.status.State == StatePublished && p.published >= update, p.status.Err
 	}
@@ -360,6 +396,7 @@ func (p *Publisher) beginStop() {
 		return
 	}
 	p.stopping = true
+	p.unfollow()
 	p.stop.set()
 	p.pause.set()
 	p.resume.set()

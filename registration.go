@@ -80,6 +80,9 @@ func (r *registration) reconcile(ctx context.Context, value string, takeover boo
 		kept, err := r.leases.secure(ctx)
 		r.key = r.fullKey()
 		if err != nil {
+			if r.leases.held.granted {
+				return r.failed("renew the lease of", err)
+			}
 			return r.failed("get a lease for", err)
 		}
 		switch err := r.secureKey(ctx, takeover, kept); {
@@ -94,6 +97,15 @@ func (r *registration) reconcile(ctx context.Context, value string, takeover boo
 		}
 	}
 	return r.failed("register", errStillChanging)
+}
+
+// keepOld settles for the value that etcd holds, where there is one.
+func (r *registration) keepOld() bool {
+	if !r.seen.exists() || r.seen.lease != r.leases.held.id {
+		return false
+	}
+	r.value, r.settled = r.seen.value, true
+	return true
 }
 
 // sweep revokes the leases that were replaced, now that the key is on another. What fails is tried again later.

@@ -3,6 +3,7 @@ package discov
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,6 +21,8 @@ const (
 	// headStart is how much later than its spare a connection in doubt that is not silent may answer and be kept: to move
 	// costs all that is under way, which an etcd with too much to do cannot afford.
 	headStart = 500 * time.Millisecond
+	// lookEvery is how often a connection in doubt is looked at for answers to others than its examiner.
+	lookEvery = 100 * time.Millisecond
 )
 
 // connections are those of the process.
@@ -143,7 +146,9 @@ func (c *conn) open() {
 }
 
 func (c *conn) close() {
+	c.mu.Lock() // so that no examination begins after
 	c.cancel()
+	c.mu.Unlock()
 	c.running.Wait()
 	if c.cur != nil {
 		c.cur.close()
@@ -187,11 +192,19 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 		}
 	})
 	err := request(ctx, l)
-	if err == nil {
+	switch {
+	case err == nil:
 		l.noteAnswer()
 		l.noteRoundTrip(time.Since(began))
+	case isMute(err) && l.left.Err() == nil && !l.connected():
+		return l.trouble(err)
 	}
 	return err
+}
+
+// isMute says whether an error tells that there was no answer, but not why.
+func isMute(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStreamEnded)
 }
 
 // every runs f each time that d has passed, until ctx is done.
@@ -252,7 +265,6 @@ func (c *conn) acquit() {
 
 // settle asks both until one answers, and says no where the spare has stalled as well.
 func (c *conn) settle(l, spare *link) bool {
-	began := time.Now()
 	ctx, cancel := context.WithCancel(c.ctx)
 	var asking sync.WaitGroup
 	answered := make(chan *link, 2)
@@ -277,15 +289,7 @@ func (c *conn) settle(l, spare *link) bool {
 			}
 		}
 	})
-	var winner *link
-	select {
-	case winner = <-answered:
-	case <-stalled:
-	case <-c.ctx.Done():
-	}
-	if winner == spare && !l.silentSince(began) {
-		winner = c.firstOf(answered, spare)
-	}
+	winner := c.firstToAnswer(l, spare, answered, stalled)
 	cancel()
 	asking.Wait()
 	if winner != spare {
@@ -302,8 +306,33 @@ func (c *conn) settle(l, spare *link) bool {
 	return true
 }
 
-// firstOf gives the link in doubt its head start.
-func (c *conn) firstOf(answered <-chan *link, spare *link) *link {
+// firstToAnswer waits for the winner, nil where there is none.
+func (c *conn) firstToAnswer(l, spare *link, answered <-chan *link, stalled <-chan struct{}) *link {
+	began := time.Now()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	for {
+		select {
+		case winner := <-answered:
+			if winner == spare && !l.silentSince(began) {
+				return c.afterHeadStart(answered, spare)
+			}
+			return winner
+		case <-stalled:
+			return nil
+		case <-c.ctx.Done():
+			return nil
+		case <-look.C:
+			// Any answer to anybody will do where there is but one member to answer.
+			if len(c.to.endpoints) == 1 && !l.silentSince(began) {
+				return l
+			}
+		}
+	}
+}
+
+// afterHeadStart gives the link in doubt its head start.
+func (c *conn) afterHeadStart(answered <-chan *link, spare *link) *link {
 	late := time.NewTimer(headStart)
 	defer late.Stop()
 	select {

@@ -1,0 +1,96 @@
+SHELL := bash
+
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
+
+# The least share of the root package's statements that its own tests must reach, in percent.
+COVER_MIN := 90
+
+# Where make generate writes.
+OUT ?= .
+
+SEED ?= 1
+ROUNDS ?= 20
+
+.PHONY: help
+help: ## Show this help.
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: vet test-root test-rest ## Vet, and run all tests with the race detector.
+
+.PHONY: vet
+vet:
+	go vet ./...
+
+# The tests start real etcds and hold them to bounds: one package at a time, or they slow each other down.
+.PHONY: test-root
+test-root:
+	go test -race -timeout 20m -covermode atomic -coverprofile cover.out .
+
+.PHONY: test-rest
+test-rest:
+	go test -race -timeout 10m -p 1 $$(go list ./... | tail -n +2)
+
+.PHONY: cover
+cover: test-root ## Run the root package's tests, print their coverage, and fail where it is too low.
+	@go tool cover -func cover.out | awk -v min=$(COVER_MIN) '/^total:/ { \
+		printf "coverage: %s of the root package, %d%% wanted\n", $$3, min; exit ($$3 + 0 < min) }'
+
+.PHONY: chaos
+chaos: ## Break a real etcd at random: make chaos SEED=1 ROUNDS=20.
+	go test -race -run '^TestChaos$$' -count 1 -timeout 60m . -chaos.seed=$(SEED) -chaos.rounds=$(ROUNDS)
+
+# Debian's etcd is unpacked into bin/, not installed: an installed one starts a service.
+.PHONY: test-etcd34
+test-etcd34: ## Run the tests that suit any etcd against the one on the PATH, or else Debian's 3.4.
+	@set -euo pipefail; \
+	etcd=$$(command -v etcd || true); \
+	if [ -z "$$etcd" ]; then \
+		etcd=$(CURDIR)/bin/etcd-server/usr/bin/etcd; \
+		if [ ! -x "$$etcd" ]; then \
+			mkdir -p bin; \
+			apt-get -qq update; \
+			(cd bin && apt-get -qq -o APT::Sandbox::User=root download etcd-server && dpkg -x etcd-server_*.deb etcd-server && rm etcd-server_*.deb); \
+		fi; \
+	fi; \
+	free() { local port; while port=$$((20000 + RANDOM % 12000)); (: </dev/tcp/127.0.0.1/$$port) 2>/dev/null; do :; done; echo $$port; }; \
+	client=http://127.0.0.1:$$(free) peer=http://127.0.0.1:$$(free) data=$$(mktemp -d); \
+	"$$etcd" --data-dir "$$data/member" --listen-client-urls $$client --advertise-client-urls $$client \
+		--listen-peer-urls $$peer --initial-advertise-peer-urls $$peer --initial-cluster default=$$peer \
+		>"$$data/log" 2>&1 & \
+	pid=$$!; \
+	trap 'kill $$pid 2>/dev/null || true; wait $$pid 2>/dev/null || true; rm -rf "$$data"' EXIT; \
+	tries=0; \
+	until (: </dev/tcp/127.0.0.1/$${client##*:}) 2>/dev/null; do \
+		tries=$$((tries + 1)); \
+		if [ $$tries -gt 150 ] || ! kill -0 $$pid 2>/dev/null; then cat "$$data/log" >&2; exit 1; fi; \
+		sleep 0.2; \
+	done; \
+	"$$etcd" --version | head -n 1; \
+	ETCD_ENDPOINTS=$$client go test -race -count 1 -timeout 10m -v -run '^TestAnyEtcd' . | tee "$$data/tests"; \
+	if grep -q 'no tests to run' "$$data/tests"; then echo 'no test ran' >&2; exit 1; fi
+
+.PHONY: deps
+deps: ## Fail when the root package brings a module that etcd's client does not bring.
+	@set -euo pipefail; \
+	modules() { go list -deps -f '{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}' "$$1" | sort -u; }; \
+	ours=$$(modules .); theirs=$$(modules go.etcd.io/etcd/client/v3); \
+	extra=$$(comm -23 <(echo "$$ours") <(echo "$$theirs")); \
+	if [ -n "$$extra" ]; then echo "the root package brings more than etcd's client:" $$extra >&2; exit 1; fi
+
+.PHONY: lint
+lint: ## Run the linters.
+	go run $(GOLANGCI_LINT) run ./...
+
+.PHONY: fmt
+fmt: ## Format the code and sort its imports.
+	go run $(GOLANGCI_LINT) fmt ./...
+
+.PHONY: generate
+generate: ## Make the Go code of the example's user.proto.
+	cd example && go run $(BUF) generate -o $(OUT)
+
+.PHONY: example
+example: ## Run the user RPC service, with an etcd of its own.
+	go run ./example/userrpc

@@ -1,0 +1,352 @@
+package discov
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// filesOf is the option for a certificate of etcdtest's.
+func filesOf(cert etcdtest.Cert) PubOption {
+	return WithPubEtcdTLS(cert.CertFile, cert.KeyFile, cert.CAFile, false)
+}
+
+// configOf is the same certificate for WithTLSConfig.
+func configOf(t *testing.T, cert etcdtest.Cert) *tls.Config {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(cert.CertFile, cert.KeyFile)
+	require.NoError(t, err)
+	pem, err := os.ReadFile(cert.CAFile)
+	require.NoError(t, err)
+	pool := x509.NewCertPool()
+	require.True(t, pool.AppendCertsFromPEM(pem))
+	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, RootCAs: pool}
+}
+
+// bare is the endpoints without their scheme.
+func bare(srv *etcdtest.Server) []string {
+	return []string{srv.Endpoints()[0][len("https://"):]}
+}
+
+func TestEveryWayToProveIdentityRegisters(t *testing.T) {
+	t.Parallel()
+	ca := etcdtest.NewCA(t)
+	secure := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t)))
+	both := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t)), etcdtest.WithAuth("u", "p"))
+	account := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	open := quickEtcd(t)
+	cert := ca.Issue(t)
+	named := ca.Issue(t, etcdtest.Named("u"))
+
+	cases := []struct {
+		name      string
+		srv       *etcdtest.Server
+		endpoints []string
+		opts      []PubOption
+	}{
+		{"TLS files, https", secure, secure.Endpoints(), []PubOption{filesOf(cert)}},
+		{"TLS files, no scheme", secure, bare(secure), []PubOption{filesOf(cert)}},
+		{"a TLS config, https", secure, secure.Endpoints(), []PubOption{WithTLSConfig(configOf(t, cert))}},
+		{"a TLS config, no scheme", secure, bare(secure), []PubOption{WithTLSConfig(configOf(t, cert))}},
+		{"a user", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("u", "p")}},
+		{"a user over http", account, []string{"http://" + account.Endpoints()[0]}, []PubOption{WithPubEtcdAccount("u", "p")}},
+		{"both", both, both.Endpoints(), []PubOption{filesOf(cert), WithPubEtcdAccount("u", "p")}},
+		{"the name in the certificate", both, both.Endpoints(), []PubOption{filesOf(named)}},
+		{"a user where etcd asks for none", open, open.Endpoints(), []PubOption{WithPubEtcdAccount("u", "p")}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			p, _ := newRecordedPublisher(t, c.endpoints, c.opts...)
+			require.NoError(t, p.KeepAlive())
+			requireValue(t, c.srv, p.Status().Key, testValue)
+			etcdtest.RequireSoon(t, eventually, func() bool { return c.srv.Watchers() == 1 }, "the watch is let in as well")
+			revokeByHand(t, c.srv, p.Status().Lease)
+			etcdtest.RequireSoon(t, eventually, func() bool {
+				s := p.Status()
+				return s.Registrations == 2 && s.State == StatePublished
+			}, "it is mended")
+			require.NoError(t, p.StopContext(context.Background()))
+			requireAbsent(t, c.srv, p.Status().Key)
+			c.srv.RequireLeases(t, 0)
+			etcdtest.RequireSoon(t, eventually, func() bool { return c.srv.Watchers() == 0 })
+		})
+	}
+}
+
+func TestAFirstRegistrationWithAnAccountCostsOneAuthenticateMore(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"), WithTTL(5*time.Second))
+	until := p.Status().Until
+	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().Until.After(until) && srv.Watchers() == 1 })
+	got := srv.Requests()
+	require.Equal(t, 1, got["Authenticate"])
+	require.Equal(t, 1, got["LeaseGrant"])
+	require.Equal(t, 1, got["Put"])
+	for method := range got {
+		require.Contains(t, []string{
+			"Authenticate", "LeaseGrant", "Put", "Watch", "Watch.msg", "Watch.create", "LeaseKeepAlive", "LeaseKeepAlive.msg",
+		}, method)
+	}
+}
+
+func TestARefusalNamesItsCauseWithinTheBound(t *testing.T) {
+	t.Parallel()
+	ca, foreign := etcdtest.NewCA(t), etcdtest.NewCA(t)
+	secure := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t)))
+	expired := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t, etcdtest.Expired())))
+	misnamed := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t, etcdtest.ForHosts("etcd.example.com"))))
+	account := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	account.AddUser(t, "stranger", "p")
+	account.AddUser(t, "neighbour", "p")
+	account.Grant(t, "neighbour", testKey+".other/", clientv3.GetPrefixRangeEnd(testKey+".other/"), clientv3.PermissionType(clientv3.PermReadWrite))
+	account.AddUser(t, "reader", "p")
+	account.Grant(t, "reader", testKey, clientv3.GetPrefixRangeEnd(testKey), clientv3.PermissionType(clientv3.PermRead))
+	both := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t)), etcdtest.WithAuth("u", "p"))
+
+	open := quickEtcd(t)
+	cert := ca.Issue(t)
+	unknownCA := cert
+	unknownCA.CAFile = foreign.File
+	noCert := configOf(t, cert)
+	noCert.Certificates = nil
+
+	cases := []struct {
+		name      string
+		srv       *etcdtest.Server
+		endpoints []string
+		opts      []PubOption
+		is        error
+		mentions  string
+	}{
+		{"a wrong password", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("u", "wrong")}, rpctypes.ErrAuthFailed, "authentication failed"},
+		{"an unknown user", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("nobody", "p")}, rpctypes.ErrAuthFailed, "authentication failed"},
+		{"no user", account, account.Endpoints(), nil, rpctypes.ErrUserEmpty, "user name is empty"},
+		{"no permission at all", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("stranger", "p")}, rpctypes.ErrPermissionDenied, "permission denied"},
+		{"no permission on the key", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("neighbour", "p")}, rpctypes.ErrPermissionDenied, "permission denied"},
+		{"permission to read only", account, account.Endpoints(), []PubOption{WithPubEtcdAccount("reader", "p")}, rpctypes.ErrPermissionDenied, "permission denied"},
+		{"a wrong password over TLS", both, both.Endpoints(), []PubOption{filesOf(cert), WithPubEtcdAccount("u", "wrong")}, rpctypes.ErrAuthFailed, "authentication failed"},
+		{"a name in the certificate that etcd does not know", both, both.Endpoints(), []PubOption{filesOf(cert)}, rpctypes.ErrPermissionDenied, "permission denied"},
+		{"an unknown CA", secure, secure.Endpoints(), []PubOption{filesOf(unknownCA)}, nil, "unknown authority"},
+		{"an unknown CA in a config", secure, secure.Endpoints(), []PubOption{WithTLSConfig(configOf(t, unknownCA))}, nil, "unknown authority"},
+		{"a client of an unknown CA", secure, secure.Endpoints(), []PubOption{WithTLSConfig(withRoots(configOf(t, foreign.Issue(t)), noCert.RootCAs))}, nil, "certificate"},
+		{"a client without a certificate", secure, secure.Endpoints(), []PubOption{WithTLSConfig(noCert)}, nil, "certificate"},
+		{"a client whose certificate has expired", secure, secure.Endpoints(), []PubOption{filesOf(ca.Issue(t, etcdtest.Expired()))}, nil, "certificate"},
+		{"a server whose certificate has expired", expired, expired.Endpoints(), []PubOption{filesOf(cert)}, nil, "expired"},
+		{"a server of another name", misnamed, misnamed.Endpoints(), []PubOption{filesOf(cert)}, nil, "127.0.0.1"},
+		{"plaintext to a server with TLS", secure, bare(secure), nil, nil, "error reading server preface"},
+		{"an unknown CA with an account", both, both.Endpoints(), []PubOption{filesOf(unknownCA), WithPubEtcdAccount("u", "p")}, nil, "unknown authority"},
+		{"TLS to a server without", open, open.Endpoints(), []PubOption{filesOf(cert)}, nil, "handshake failed"},
+		{"TLS to a server without, with an account", account, account.Endpoints(), []PubOption{filesOf(cert), WithPubEtcdAccount("u", "p")}, nil, "handshake failed"},
+	}
+	const bound = 2 * time.Second
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			p := newTestPublisher(t, c.endpoints, append(c.opts, WithId(testID), WithTimeout(bound))...)
+			late := measureLateness(t)
+			began := time.Now()
+			err := p.KeepAlive()
+			took := time.Since(began)
+			t.Logf("%v: %v", took.Round(time.Millisecond), err)
+			require.Error(t, err)
+			require.LessOrEqual(t, took, bound+slack+3*late())
+			require.ErrorContains(t, err, c.mentions)
+			require.ErrorContains(t, err, "discov: ")
+			require.ErrorContains(t, err, testFullKey)
+			require.ErrorContains(t, p.Status().Err, c.mentions)
+			if c.is != nil {
+				require.ErrorIs(t, err, c.is)
+				require.Less(t, took, bound*3/4, "what trying again cannot mend is told at once")
+			}
+			requireAbsent(t, c.srv, testFullKey)
+			c.srv.RequireLeases(t, 0)
+		})
+	}
+}
+
+func withRoots(config *tls.Config, roots *x509.CertPool) *tls.Config {
+	config.RootCAs = roots
+	return config
+}
+
+func TestInsecureSkipVerifyTakesAnyServer(t *testing.T) {
+	t.Parallel()
+	ca := etcdtest.NewCA(t)
+	srv := quickEtcd(t, etcdtest.WithServerTLS(ca.Issue(t, etcdtest.ForHosts("etcd.example.com"), etcdtest.Expired())))
+	cert := ca.Issue(t)
+	cert.CAFile = etcdtest.NewCA(t).File
+	p := newTestPublisher(t, srv.Endpoints(), WithPubEtcdTLS(cert.CertFile, cert.KeyFile, cert.CAFile, true))
+	require.NoError(t, p.KeepAlive())
+	requireValue(t, srv, p.Status().Key, testValue)
+}
+
+func TestAPermissionThatIsGivenLaterLetsTheNextKeepAliveIn(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	srv.AddUser(t, "late", "p")
+	p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithPubEtcdAccount("late", "p"))
+	require.ErrorIs(t, p.KeepAlive(), rpctypes.ErrPermissionDenied)
+	srv.Grant(t, "late", testFullKey, "", clientv3.PermissionType(clientv3.PermReadWrite))
+	require.NoError(t, p.KeepAlive())
+	requireValue(t, srv, testFullKey, testValue)
+	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers() == 1 }, "that one key is enough")
+}
+
+func TestAnAccountThatMayOnlyWriteIsKeptWithoutAWatch(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	srv.AddUser(t, "writer", "p")
+	srv.Grant(t, "writer", testFullKey, "", clientv3.PermissionType(clientv3.PermWrite))
+	p := published(t, srv.Endpoints(), WithPubEtcdAccount("writer", "p"), WithTTL(time.Second))
+	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Requests()["Watch.create"] > 0 })
+	renewed := srv.Requests()["LeaseKeepAlive.msg"]
+	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Requests()["LeaseKeepAlive.msg"] >= renewed+3 })
+
+	require.Equal(t, StatePublished, p.Status().State)
+	require.EqualValues(t, 1, requireValue(t, srv, testFullKey, testValue).Version, "no doubt, no write")
+	require.Equal(t, 1, p.Status().Registrations)
+	require.LessOrEqual(t, srv.Requests()["Watch.create"], 2, "it is not asked for again and again")
+
+	revokeByHand(t, srv, p.Status().Lease)
+	awaitValue(t, srv, testFullKey, testValue)
+	require.NoError(t, p.Update(context.Background(), "other"))
+	requireValue(t, srv, testFullKey, "other")
+	p.Stop()
+	requireAbsent(t, srv, testFullKey)
+	srv.RequireLeases(t, 0)
+}
+
+// Rotation.
+
+// secured is a server with TLS, reached over a path, and a Publisher with certificate files on it.
+type secured struct {
+	ca             *etcdtest.CA
+	server, client etcdtest.Cert
+	srv            *etcdtest.Server
+	path           *etcdtest.Path
+	p              *Publisher
+}
+
+func newSecured(t *testing.T) secured {
+	t.Helper()
+	ca := etcdtest.NewCA(t)
+	s := secured{ca: ca, server: ca.Issue(t), client: ca.Issue(t)}
+	s.srv = quickEtcd(t, etcdtest.WithServerTLS(s.server))
+	s.path = etcdtest.NewPath(t, s.srv.Endpoints()[0])
+	s.p = published(t, []string{s.path.Endpoint()}, filesOf(s.client), WithTimeout(time.Second)) // a call fails after half of it
+	return s
+}
+
+// reconnect breaks the connection, so that there is another handshake, and waits until etcd has answered again.
+func (s secured) reconnect(t *testing.T) {
+	t.Helper()
+	s.path.Reset()
+	etcdtest.RequireSoon(t, eventually, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		defer cancel()
+		return s.p.Update(ctx, time.Now().String()) == nil
+	}, "it has reconnected")
+	requireValue(t, s.srv, testFullKey, s.p.Status().Value)
+}
+
+func TestACertificateThatIsReplacedIsUsedFromTheNextHandshakeOn(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	// The server of now lets in nobody with the old certificate: it has another CA.
+	other := etcdtest.NewCA(t)
+	fresh := other.Issue(t)
+	replace(t, s.client.CertFile, fresh.CertFile)
+	replace(t, s.client.KeyFile, fresh.KeyFile)
+	s.srv.Stop()
+	replace(t, s.ca.File, other.File) // what the server trusts, and what the client does
+	freshServer := other.Issue(t)
+	replace(t, s.server.CertFile, freshServer.CertFile)
+	replace(t, s.server.KeyFile, freshServer.KeyFile)
+	s.srv.Start()
+	s.reconnectWithoutRoot(t)
+	require.Equal(t, StatePublished, s.p.Status().State)
+}
+
+// reconnectWithoutRoot is reconnect where etcdtest's own client has no certificate that the server takes.
+func (s secured) reconnectWithoutRoot(t *testing.T) {
+	t.Helper()
+	s.path.Reset()
+	etcdtest.RequireSoon(t, eventually, func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
+		defer cancel()
+		return s.p.Update(ctx, time.Now().String()) == nil
+	}, "it has reconnected")
+}
+
+func TestTheCAAloneIsFollowedToo(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	s.ca.Replace(t)
+	s.ca.Renew(t, s.server)
+	s.ca.Renew(t, s.client)
+	s.srv.Restart()
+	s.reconnect(t)
+}
+
+func TestARenewedCertificateAndKeyAreUsed(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	s.ca.Renew(t, s.client, etcdtest.Expired())
+	s.path.Reset()
+	err := s.p.Update(deadline(t, time.Second), "with an expired certificate")
+	require.Error(t, err, "the one on disk is used")
+
+	s.ca.Renew(t, s.client)
+	s.reconnect(t)
+}
+
+func TestFilesThatAreHalfWrittenAreReadAgain(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	require.NoError(t, os.Rename(s.client.KeyFile, s.client.KeyFile+".away"))
+	s.path.Reset()
+	err := s.p.Update(deadline(t, time.Second), "without a key")
+	require.ErrorContains(t, err, filepath.Base(s.client.KeyFile))
+	require.NoError(t, os.Rename(s.client.KeyFile+".away", s.client.KeyFile))
+	s.reconnect(t)
+}
+
+func TestAConnectionOutlivesTheFilesItWasMadeWith(t *testing.T) {
+	t.Parallel()
+	s := newSecured(t)
+	require.NoError(t, os.Remove(s.client.KeyFile))
+	require.NoError(t, s.p.Update(context.Background(), "on the old connection"))
+	require.NoError(t, s.p.PauseContext(context.Background()))
+	require.NoError(t, s.p.ResumeContext(context.Background()))
+}
+
+func TestATokenThatHasExpiredIsReplaced(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"), etcdtest.WithTokenTTL(time.Second))
+	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"))
+	time.Sleep(2500 * time.Millisecond) // the token's life, and etcd's round through its tokens
+	require.NoError(t, p.Update(context.Background(), "other"))
+	requireValue(t, srv, testFullKey, "other")
+	require.Equal(t, 2, srv.Requests()["Authenticate"])
+	p.Stop()
+	requireNothingLeft(t, srv)
+}
+
+// replace puts the content of one file in place of another's, at once.
+func replace(t *testing.T, name, by string) {
+	t.Helper()
+	data, err := os.ReadFile(by)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(name+".new", data, 0o600))
+	require.NoError(t, os.Rename(name+".new", name))
+}

@@ -1,0 +1,282 @@
+package discov
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// ErrUnknownField says that a configuration has a field that Config has not: a slip of the pen that would otherwise be
+// a setting nobody reads.
+var ErrUnknownField = errors.New("unknown field")
+
+// Config describes a Publisher in a configuration file, under go-zero's field names and a few more, case-exact:
+//
+//	Hosts:
+//	  - 127.0.0.1:2379
+//	Key: user.rpc
+//	TTL: 10s
+//
+// Decode it with encoding/json, or with a YAML library that knows UnmarshalYAML(func(any) error), as go.yaml.in/yaml and
+// github.com/goccy/go-yaml do. Unknown fields are errors; a field that is absent keeps the value it had.
+//
+// It is stricter than go-zero's EtcdConf, which takes a user without a password for no account, two of three TLS files
+// for no TLS, and a negative ID for none: there the slip is a service that connects in the clear, or under another key.
+type Config struct {
+	// Hosts are etcd's endpoints.
+	Hosts []string `json:"Hosts" yaml:"Hosts"`
+	// Key is what the service is found under.
+	Key string `json:"Key" yaml:"Key"`
+	// ID is appended to Key. Zero takes the lease ID.
+	ID int64 `json:"ID,omitempty" yaml:"ID,omitempty"`
+	// User and Pass are the etcd account: both or neither.
+	User string `json:"User,omitempty" yaml:"User,omitempty"`
+	Pass string `json:"Pass,omitempty" yaml:"Pass,omitempty"`
+	// CertFile, CertKeyFile and CACertFile are PEM files for TLS: all three or none.
+	CertFile    string `json:"CertFile,omitempty" yaml:"CertFile,omitempty"`
+	CertKeyFile string `json:"CertKeyFile,omitempty" yaml:"CertKeyFile,omitempty"`
+	CACertFile  string `json:"CACertFile,omitempty" yaml:"CACertFile,omitempty"`
+	// InsecureSkipVerify takes any certificate of etcd's: for tests only.
+	InsecureSkipVerify bool `json:"InsecureSkipVerify,omitempty" yaml:"InsecureSkipVerify,omitempty"`
+	// TTL is as in WithTTL, written as a Go duration ("10s"). Zero takes the default.
+	TTL time.Duration `json:"TTL,omitempty" yaml:"TTL,omitempty"`
+	// Timeout is as in WithTimeout, written as a Go duration ("5s"). Zero takes the default.
+	Timeout time.Duration `json:"Timeout,omitempty" yaml:"Timeout,omitempty"`
+	// ExactKey is as in WithExactKey.
+	ExactKey bool `json:"ExactKey,omitempty" yaml:"ExactKey,omitempty"`
+	// BackgroundStart is as in WithBackgroundStart.
+	BackgroundStart bool `json:"BackgroundStart,omitempty" yaml:"BackgroundStart,omitempty"`
+}
+
+// writtenConfig is Config as it is written: with durations as text, since JSON has no other form for them that says its
+// unit. They are any, for that a number meets an error that explains rather than one of the decoder's.
+type writtenConfig struct {
+	Hosts              []string `json:"Hosts" yaml:"Hosts"`
+	Key                string   `json:"Key" yaml:"Key"`
+	ID                 int64    `json:"ID,omitempty" yaml:"ID,omitempty"`
+	User               string   `json:"User,omitempty" yaml:"User,omitempty"`
+	Pass               string   `json:"Pass,omitempty" yaml:"Pass,omitempty"`
+	CertFile           string   `json:"CertFile,omitempty" yaml:"CertFile,omitempty"`
+	CertKeyFile        string   `json:"CertKeyFile,omitempty" yaml:"CertKeyFile,omitempty"`
+	CACertFile         string   `json:"CACertFile,omitempty" yaml:"CACertFile,omitempty"`
+	InsecureSkipVerify bool     `json:"InsecureSkipVerify,omitempty" yaml:"InsecureSkipVerify,omitempty"`
+	TTL                any      `json:"TTL,omitempty" yaml:"TTL,omitempty"`
+	Timeout            any      `json:"Timeout,omitempty" yaml:"Timeout,omitempty"`
+	ExactKey           bool     `json:"ExactKey,omitempty" yaml:"ExactKey,omitempty"`
+	BackgroundStart    bool     `json:"BackgroundStart,omitempty" yaml:"BackgroundStart,omitempty"`
+}
+
+// configFields has the name of each field that may be written.
+var configFields = func() map[string]bool {
+	names := map[string]bool{}
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		names[field.Name] = true
+	}
+	return names
+}()
+
+// UnmarshalJSON decodes c, and returns an error that names every unknown field.
+func (c *Config) UnmarshalJSON(data []byte) error {
+	return c.decode(func(into any) error { return json.Unmarshal(data, into) })
+}
+
+// UnmarshalYAML decodes c, and returns an error that names every unknown field.
+func (c *Config) UnmarshalYAML(unmarshal func(any) error) error {
+	return c.decode(unmarshal)
+}
+
+// MarshalJSON writes what UnmarshalJSON reads, the password included.
+func (c Config) MarshalJSON() ([]byte, error) {
+	return json.Marshal(c.written())
+}
+
+// decode reads c twice: the names, for decoders differ in what they do with case and with unknown ones, and the values.
+// When it fails, c is as it was.
+func (c *Config) decode(unmarshal func(any) error) error {
+	var names map[string]any
+	if err := unmarshal(&names); err != nil {
+		return fmt.Errorf("discov: config: %w", err)
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if !configFields[name] {
+			errs = append(errs, fmt.Errorf("discov: config: %w %q", ErrUnknownField, name))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	written := c.written()
+	written.Hosts = slices.Clone(written.Hosts) // encoding/json writes into the array it finds
+	if err := unmarshal(&written); err != nil {
+		return fmt.Errorf("discov: config: %w", err)
+	}
+	decoded, err := written.config()
+	if err != nil {
+		return err
+	}
+	*c = decoded
+	return nil
+}
+
+func (c Config) written() writtenConfig {
+	return writtenConfig{
+		Hosts:              c.Hosts,
+		Key:                c.Key,
+		ID:                 c.ID,
+		User:               c.User,
+		Pass:               c.Pass,
+		CertFile:           c.CertFile,
+		CertKeyFile:        c.CertKeyFile,
+		CACertFile:         c.CACertFile,
+		InsecureSkipVerify: c.InsecureSkipVerify,
+		TTL:                writtenDuration(c.TTL),
+		Timeout:            writtenDuration(c.Timeout),
+		ExactKey:           c.ExactKey,
+		BackgroundStart:    c.BackgroundStart,
+	}
+}
+
+func (w writtenConfig) config() (Config, error) {
+	ttl, ttlErr := readDuration("TTL", ErrTTL, w.TTL)
+	timeout, timeoutErr := readDuration("Timeout", ErrTimeout, w.Timeout)
+	return Config{
+		Hosts:              w.Hosts,
+		Key:                w.Key,
+		ID:                 w.ID,
+		User:               w.User,
+		Pass:               w.Pass,
+		CertFile:           w.CertFile,
+		CertKeyFile:        w.CertKeyFile,
+		CACertFile:         w.CACertFile,
+		InsecureSkipVerify: w.InsecureSkipVerify,
+		TTL:                ttl,
+		Timeout:            timeout,
+		ExactKey:           w.ExactKey,
+		BackgroundStart:    w.BackgroundStart,
+	}, errors.Join(ttlErr, timeoutErr)
+}
+
+// writtenDuration leaves zero out: it is the default's place.
+func writtenDuration(d time.Duration) any {
+	if d == 0 {
+		return nil
+	}
+	return d.String()
+}
+
+func readDuration(field string, kind error, written any) (time.Duration, error) {
+	switch written := written.(type) {
+	case nil:
+		return 0, nil
+	case string:
+		d, err := time.ParseDuration(written)
+		if err != nil {
+			return 0, fmt.Errorf("discov: config: %w: %s: %w", kind, field, err)
+		}
+		return d, nil
+	default:
+		return 0, fmt.Errorf(`discov: config: %w: %s is %v, want a duration with its unit, such as "10s"`, kind, field, written)
+	}
+}
+
+// Validate returns all that is wrong with c, joined; each error names the field and wraps what a Publisher would return
+// for it: ErrEndpoints, ErrKey, ErrID, ErrAccount, ErrTLS, ErrTTL, ErrTimeout or ErrOptions. It reads no file and dials
+// nothing.
+func (c Config) Validate() error {
+	var errs []error
+	reject := func(kind error, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("discov: config: %w: %s", kind, fmt.Sprintf(format, args...)))
+	}
+	if len(c.Hosts) == 0 {
+		reject(ErrEndpoints, "Hosts is empty")
+	}
+	for i, host := range c.Hosts {
+		if err := checkEndpoint(host); err != nil {
+			reject(ErrEndpoints, "Hosts[%d] is %q: %v", i, host, err)
+		}
+	}
+	if c.Key == "" {
+		reject(ErrKey, "Key is empty")
+	}
+	if c.ID < 0 {
+		reject(ErrID, "ID is %d, want a positive number", c.ID)
+	}
+	if c.ExactKey && c.ID > 0 {
+		reject(ErrOptions, "ExactKey leaves no place for ID %d", c.ID)
+	}
+	if c.User != "" && c.Pass == "" {
+		reject(ErrAccount, "User is set, Pass is not")
+	}
+	if c.User == "" && c.Pass != "" {
+		reject(ErrAccount, "Pass is set, User is not")
+	}
+	c.validateTLS(reject)
+	if c.TTL != 0 && (c.TTL < time.Second || c.TTL%time.Second != 0 || c.TTL/time.Second > maxTTL) {
+		reject(ErrTTL, "TTL is %v, want whole seconds, from 1s", c.TTL)
+	}
+	if c.Timeout != 0 && c.Timeout < minTimeout {
+		reject(ErrTimeout, "Timeout is %v, want %v or more", c.Timeout, minTimeout)
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateTLS(reject func(kind error, format string, args ...any)) {
+	files := []struct{ field, path string }{
+		{"CertFile", c.CertFile}, {"CertKeyFile", c.CertKeyFile}, {"CACertFile", c.CACertFile},
+	}
+	var missing []string
+	for _, file := range files {
+		if file.path == "" {
+			missing = append(missing, file.field)
+		}
+	}
+	if len(missing) == len(files) {
+		if c.InsecureSkipVerify {
+			reject(ErrTLS, "InsecureSkipVerify is set, CertFile, CertKeyFile and CACertFile are not")
+		}
+		return
+	}
+	for _, field := range missing {
+		reject(ErrTLS, "%s is missing: CertFile, CertKeyFile and CACertFile go together", field)
+	}
+}
+
+// NewPublisher validates c and makes its Publisher, with value to publish. The opts come last, and have the last word.
+func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return NewPublisher(c.Hosts, c.Key, value, append(c.options(), opts...)...), nil
+}
+
+// options says c, which is valid, in options.
+func (c Config) options() []PubOption {
+	var opts []PubOption
+	if c.ID != 0 {
+		opts = append(opts, WithId(c.ID))
+	}
+	if c.User != "" {
+		opts = append(opts, WithPubEtcdAccount(c.User, c.Pass))
+	}
+	if c.CertFile != "" {
+		opts = append(opts, WithPubEtcdTLS(c.CertFile, c.CertKeyFile, c.CACertFile, c.InsecureSkipVerify))
+	}
+	if c.TTL != 0 {
+		opts = append(opts, WithTTL(c.TTL))
+	}
+	if c.Timeout != 0 {
+		opts = append(opts, WithTimeout(c.Timeout))
+	}
+	if c.ExactKey {
+		opts = append(opts, WithExactKey())
+	}
+	if c.BackgroundStart {
+		opts = append(opts, WithBackgroundStart())
+	}
+	return opts
+}

@@ -1,0 +1,363 @@
+package discov_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// atOnce is what the way back may take once etcd answers again, gRPC's reconnect included.
+	atOnce = time.Second
+	// shortTTL is for tests whose point is not the TTL.
+	shortTTL = 3 * time.Second
+	// expiryLag is how much later than its TTL a lease may end.
+	expiryLag = time.Second
+	// restartLag is how much later than its TTL a lease may end after a restart: a new leader adds an election timeout.
+	restartLag = expiryLag + time.Second
+	// callSlack is what a call may take above its bound, on a machine with a lot to do.
+	callSlack = 250 * time.Millisecond
+
+	prefix = "user.rpc"
+)
+
+// A faultyEtcd is an etcd that a fault can be made in.
+type faultyEtcd interface {
+	etcdtest.Target
+	Endpoints() []string
+	Client(testing.TB) *clientv3.Client
+	Leases(testing.TB) int
+}
+
+// A scene is one etcd, the Publishers of a test, and an observer that sees etcd's contents alone. At the end of a test
+// that has not failed it stops the Publishers, and demands that nothing of them is left: key, lease, watcher, connection
+// or goroutine.
+type scene struct {
+	t    *testing.T
+	etcd faultyEtcd
+	*etcdtest.Observer
+
+	instances []*instance
+	others    int // leases that are not ours
+
+	meter *meter
+}
+
+func newScene(t *testing.T, etcd faultyEtcd) *scene {
+	t.Helper()
+	return &scene{t: t, etcd: etcd, Observer: etcdtest.Observe(t, etcd, prefix), meter: newMeter(t)}
+}
+
+// A meter notes by how much this machine is late, so that a bound can be held to on one that has too much to do: on one
+// that has not, it adds nothing.
+type meter struct {
+	mu    sync.Mutex
+	began time.Time
+	late  map[time.Time]time.Duration
+}
+
+const meterTick = 5 * time.Millisecond
+
+func newMeter(t *testing.T) *meter {
+	m := &meter{began: time.Now(), late: map[time.Time]time.Duration{}}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			slept := time.Now()
+			select {
+			case <-time.After(meterTick):
+			case <-stop:
+				return
+			}
+			if late := time.Since(slept) - meterTick; late > meterTick {
+				m.mu.Lock()
+				m.late[slept] = late
+				m.mu.Unlock()
+			}
+		}
+	}()
+	t.Cleanup(func() { close(stop); <-stopped })
+	return m
+}
+
+// allowance is what a bound is extended by: each answer of etcd's takes several goroutines their turns, so twice the
+// time that one of them was late between from and to.
+func (m *meter) allowance(from, to time.Time) (late time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for at, d := range m.late {
+		if at.Add(d).After(from) && at.Before(to) {
+			late += d
+		}
+	}
+	return 2 * late
+}
+
+// share is the part of the time for which the machine was late.
+func (m *meter) share() float64 {
+	return float64(m.allowance(m.began, time.Now())) / 2 / float64(time.Since(m.began))
+}
+
+// An instance is a Publisher, and what it told.
+type instance struct {
+	*discov.Publisher
+	scene *scene
+
+	mu     sync.Mutex
+	events []discov.Event
+}
+
+// newInstance returns a Publisher that is not started. Paths are to be made before, for they are to outlive it.
+func (s *scene) newInstance(endpoints []string, value string, opts ...discov.PubOption) *instance {
+	if len(s.instances) == 0 {
+		s.t.Cleanup(s.finish)
+	}
+	i := &instance{scene: s}
+	i.Publisher = discov.NewPublisher(endpoints, prefix, value,
+		append([]discov.PubOption{discov.WithLogger(slog.New(slog.DiscardHandler)), discov.WithObserver(i.note)}, opts...)...)
+	s.instances = append(s.instances, i)
+	return i
+}
+
+// publish starts a Publisher, and demands that it is registered.
+func (s *scene) publish(endpoints []string, value string, opts ...discov.PubOption) *instance {
+	s.t.Helper()
+	i := s.newInstance(endpoints, value, opts...)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second) // a short timeout is for the fault to meet
+	defer cancel()
+	require.NoError(s.t, i.startWithin(ctx))
+	return i
+}
+
+func (i *instance) note(e discov.Event) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.events = append(i.events, e)
+}
+
+// start is KeepAlive; what it starts is labelled, so that what it leaves can be told from what other tests have running.
+func (i *instance) start() error { return i.startWithin(context.Background()) }
+
+func (i *instance) startWithin(ctx context.Context) (err error) {
+	pprof.Do(ctx, pprof.Labels("scene", i.scene.t.Name()), func(ctx context.Context) { err = i.KeepAliveContext(ctx) })
+	return err
+}
+
+func (i *instance) key() string { return i.Status().Key }
+
+// requireState waits until the Publisher knows what etcd already shows.
+func (i *instance) requireState(want discov.State) {
+	i.scene.t.Helper()
+	etcdtest.RequireSoon(i.scene.t, atOnce, func() bool { return i.Status().State == want }, "state %v:\n%s", want, i)
+}
+
+// String is what a person wants to know of a Publisher that has failed.
+func (i *instance) String() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var b strings.Builder
+	status := i.Status()
+	fmt.Fprintf(&b, "%s: %s for %v, value %q, lease %x until %s, %d registrations, err %v\n", status.Key, status.State,
+		time.Since(status.Since).Round(time.Millisecond), status.Value, int64(status.Lease), clock(status.Until), status.Registrations, status.Err)
+	for _, e := range i.events {
+		fmt.Fprintf(&b, "  %s %s -> %s lease %x err %v\n", clock(e.Time), e.From, e.To, int64(e.Lease), e.Err)
+	}
+	return b.String()
+}
+
+func clock(t time.Time) string { return t.Format("15:04:05.000") }
+
+// begin notes the moment of a fault, or of its end.
+func (s *scene) begin(what string, args ...any) time.Time {
+	now := time.Now()
+	s.t.Logf("%s %s", clock(now), fmt.Sprintf(what, args...))
+	return now
+}
+
+// requireTrue waits until etcd holds the keys of these Publishers and no others, each with the latest value under the
+// one lease of its Publisher, and no other lease; and fails the test where that is not so within the time since. It
+// returns how long it took.
+func (s *scene) requireTrue(since time.Time, within time.Duration, of ...*instance) time.Duration {
+	s.t.Helper()
+	for {
+		wrong := s.wrong(of)
+		took := time.Since(since)
+		if wrong == "" {
+			return took
+		}
+		if took > within+s.meter.allowance(since, time.Now()) {
+			for _, i := range of {
+				s.t.Logf("%s", i)
+			}
+			s.t.Fatalf("not true within %v of %s: %s", within, clock(since), wrong)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// wrong says what in etcd is not as it should be.
+func (s *scene) wrong(of []*instance) string {
+	s.t.Helper()
+	keys := s.Keys(s.t)
+	for _, i := range of {
+		status := i.Status()
+		kv, ok := keys[status.Key]
+		switch {
+		case !ok:
+			return fmt.Sprintf("%s is absent, and %s", status.Key, status.State)
+		case kv.Value != status.Value:
+			return fmt.Sprintf("%s is %q, not %q", status.Key, kv.Value, status.Value)
+		case kv.Lease != int64(status.Lease):
+			return fmt.Sprintf("%s is under lease %x, not %x", status.Key, kv.Lease, int64(status.Lease))
+		case status.State != discov.StatePublished:
+			return fmt.Sprintf("%s is there, but its Publisher is %s", status.Key, status.State)
+		case time.Now().After(status.Until):
+			return fmt.Sprintf("%s is there, but its lease was not renewed", status.Key)
+		}
+	}
+	if len(keys) != len(of) {
+		return fmt.Sprintf("%d keys for %d Publishers: %v", len(keys), len(of), keys)
+	}
+	if leases := s.etcd.Leases(s.t); leases != len(of)+s.others {
+		return fmt.Sprintf("%d leases, not %d", leases, len(of)+s.others)
+	}
+	return ""
+}
+
+// requireGone waits until etcd holds no key and no lease of ours, and fails the test where it does within the time
+// since. It returns how long it took.
+func (s *scene) requireGone(since time.Time, within time.Duration) time.Duration {
+	s.t.Helper()
+	return s.requireTrue(since, within)
+}
+
+// requireNeverAbsent demands that none of the keys was ever absent since it was first there.
+func (s *scene) requireNeverAbsent(of ...*instance) {
+	s.t.Helper()
+	for _, i := range of {
+		if absences := s.Absences(i.key()); len(absences) > 0 {
+			s.t.Fatalf("%s was %v\n%s", i.key(), absences, i)
+		}
+		s.RequireNeverAbsent(s.t, i.key())
+	}
+}
+
+// requireOneLease demands that the key was under one lease all the time.
+func (s *scene) requireOneLease(i *instance) {
+	s.t.Helper()
+	leases := map[int64]bool{}
+	for _, c := range s.History(i.key()) {
+		if !c.Gone {
+			leases[c.Lease] = true
+		}
+	}
+	require.Len(s.t, leases, 1, "%s", i)
+}
+
+// absence is how long the key was absent since, in total, and when it was back the last time.
+func (s *scene) absence(i *instance, since time.Time) (total time.Duration, back time.Time) {
+	for _, a := range s.Absences(i.key()) {
+		if a.To.IsZero() || a.To.After(since) {
+			total += a.Duration()
+			back = a.To
+		}
+	}
+	return total, back
+}
+
+// figure notes a measurement.
+func (s *scene) figure(what string, d time.Duration) {
+	s.t.Helper()
+	s.t.Logf("FIGURE | %s | %s | %v", s.t.Name(), what, d.Round(time.Millisecond))
+}
+
+// requireMostly demands that the median of what was measured is within the bound: a single one may be the machine's fault.
+func (s *scene) requireMostly(bound time.Duration, what string, measured []time.Duration) {
+	s.t.Helper()
+	sorted := slices.Sorted(slices.Values(measured))
+	median := sorted[len(sorted)/2]
+	s.figure(what+", median", median)
+	s.figure(what+", longest", sorted[len(sorted)-1])
+	share := s.meter.share()
+	bound = time.Duration(float64(bound) * (1 + 10*share))
+	require.LessOrEqual(s.t, median, bound, "%s: %v; the machine was late for %.0f%% of the time", what, measured, 100*share)
+}
+
+// bounded runs a call on a Publisher and demands that it ends within its bound.
+func (s *scene) bounded(bound time.Duration, call func() error) error {
+	s.t.Helper()
+	began := time.Now()
+	err := call()
+	took := time.Since(began)
+	require.LessOrEqual(s.t, took, bound+callSlack+s.meter.allowance(began, time.Now()), "the call outlasted its bound, with %v", err)
+	return err
+}
+
+// finish stops all, and demands that nothing is left.
+func (s *scene) finish() {
+	if s.t.Failed() {
+		for _, i := range s.instances {
+			ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+			_ = i.StopContext(ctx)
+			cancel()
+		}
+		return
+	}
+	for _, i := range s.instances {
+		if i.Status().State == discov.StateStopped {
+			continue
+		}
+		if err := i.StopContext(context.Background()); err != nil {
+			s.t.Errorf("stop: %v\n%s", err, i)
+			return
+		}
+	}
+	s.requireGone(time.Now(), atOnce)
+	s.requireNoGoroutines()
+	if counted, ok := s.etcd.(interface{ Watchers() int }); ok {
+		etcdtest.RequireSoon(s.t, atOnce, func() bool { return counted.Watchers() == 0 }, "watchers are left")
+	}
+}
+
+// requireNoGoroutines demands that none of the goroutines that a Publisher of this test has started is left, those of
+// gRPC included.
+func (s *scene) requireNoGoroutines() {
+	s.t.Helper()
+	var left string
+	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if left = labelled(s.t.Name()); left == "" {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("goroutines are left:\n%s", left)
+		}
+	}
+}
+
+// labelled returns the stacks of the goroutines that a Publisher of the test has started.
+func labelled(test string) string {
+	var all bytes.Buffer
+	if err := pprof.Lookup("goroutine").WriteTo(&all, 1); err != nil {
+		return err.Error()
+	}
+	var found []string
+	for stack := range strings.SplitSeq(all.String(), "\n\n") {
+		if strings.Contains(stack, fmt.Sprintf("%q:%q", "scene", test)) {
+			found = append(found, stack)
+		}
+	}
+	return strings.Join(found, "\n\n")
+}

@@ -1,0 +1,250 @@
+package discov
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+)
+
+const (
+	testKey   = "user.rpc"
+	testValue = "10.0.0.7:8080"
+	// testID makes the key known beforehand.
+	testID      = 7
+	testFullKey = "user.rpc/7"
+
+	// slack is what a call may take over its bound.
+	slack = 100 * time.Millisecond
+	// eventually is for what must come, whenever.
+	eventually = 10 * time.Second
+)
+
+// quickEtcd is a real etcd of the test's own.
+func quickEtcd(t *testing.T, opts ...etcdtest.Option) *etcdtest.Server {
+	t.Helper()
+	return etcdtest.Start(t, append([]etcdtest.Option{etcdtest.QuickTicks()}, opts...)...)
+}
+
+// eventLog is an observer that remembers.
+type eventLog struct {
+	mu     sync.Mutex
+	events []Event
+}
+
+func (l *eventLog) observe(e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.events = append(l.events, e)
+}
+
+// changes returns the events that told a change of state.
+func (l *eventLog) changes() []Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(l.events), func(e Event) bool { return e.From == e.To })
+}
+
+// states returns the states that were entered, in order.
+func (l *eventLog) states() []State {
+	var states []State
+	for _, e := range l.changes() {
+		states = append(states, e.To)
+	}
+	return states
+}
+
+// requireDrawn fails the test where a change of state is not in the diagram, or does not begin where the one before ended.
+func (l *eventLog) requireDrawn(t *testing.T) {
+	t.Helper()
+	at := StateIdle
+	for _, e := range l.changes() {
+		require.Equalf(t, at, e.From, "an event is missing before %v -> %v: %v", e.From, e.To, l.states())
+		require.Containsf(t, transitions[e.From], e.To, "%v -> %v is not in the diagram: %v", e.From, e.To, l.states())
+		at = e.To
+	}
+}
+
+// newTestPublisher returns a Publisher without a log whose every change of state is checked at the end of the test.
+func newTestPublisher(t *testing.T, endpoints []string, opts ...PubOption) *Publisher {
+	t.Helper()
+	p, _ := newRecordedPublisher(t, endpoints, opts...)
+	return p
+}
+
+func newRecordedPublisher(t *testing.T, endpoints []string, opts ...PubOption) (*Publisher, *eventLog) {
+	t.Helper()
+	events := &eventLog{}
+	opts = append([]PubOption{WithLogger(slog.New(slog.DiscardHandler)), WithObserver(events.observe)}, opts...)
+	p := NewPublisher(endpoints, testKey, testValue, opts...)
+	t.Cleanup(func() {
+		p.Stop()
+		events.requireDrawn(t)
+	})
+	return p, events
+}
+
+// published returns a Publisher that is registered under testFullKey.
+func published(t *testing.T, endpoints []string, opts ...PubOption) *Publisher {
+	t.Helper()
+	p := newTestPublisher(t, endpoints, append([]PubOption{WithId(testID)}, opts...)...)
+	require.NoError(t, p.KeepAlive())
+	return p
+}
+
+// rooted is a server, of whatever kind, with a client that may do everything.
+type rooted interface {
+	Client(testing.TB) *clientv3.Client
+}
+
+// lookUp returns the key as etcd has it now, nil where it has none.
+func lookUp(t *testing.T, srv rooted, key string) *mvccpb.KeyValue {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), eventually)
+	defer cancel()
+	response, err := srv.Client(t).Get(ctx, key)
+	require.NoError(t, err)
+	if len(response.Kvs) == 0 {
+		return nil
+	}
+	return response.Kvs[0]
+}
+
+func requireValue(t *testing.T, srv rooted, key, value string) *mvccpb.KeyValue {
+	t.Helper()
+	kv := lookUp(t, srv, key)
+	require.NotNilf(t, kv, "%s is not in etcd", key)
+	require.Equal(t, value, string(kv.Value))
+	return kv
+}
+
+func requireAbsent(t *testing.T, srv rooted, key string) {
+	t.Helper()
+	require.Nilf(t, lookUp(t, srv, key), "%s is in etcd", key)
+}
+
+// putByAnother puts the key as another instance does, under a lease of its own, which it returns.
+func putByAnother(t *testing.T, srv rooted, key, value string) clientv3.LeaseID {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), eventually)
+	defer cancel()
+	grant, err := srv.Client(t).Grant(ctx, 60)
+	require.NoError(t, err)
+	_, err = srv.Client(t).Put(ctx, key, value, clientv3.WithLease(grant.ID))
+	require.NoError(t, err)
+	return grant.ID
+}
+
+func putByHand(t *testing.T, srv rooted, key, value string, opts ...clientv3.OpOption) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), eventually)
+	defer cancel()
+	_, err := srv.Client(t).Put(ctx, key, value, opts...)
+	require.NoError(t, err)
+}
+
+func deleteByHand(t *testing.T, srv rooted, key string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), eventually)
+	defer cancel()
+	_, err := srv.Client(t).Delete(ctx, key)
+	require.NoError(t, err)
+}
+
+func revokeByHand(t *testing.T, srv rooted, lease clientv3.LeaseID) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), eventually)
+	defer cancel()
+	_, err := srv.Client(t).Revoke(ctx, lease)
+	require.NoError(t, err)
+}
+
+func awaitState(t *testing.T, p *Publisher, state State) {
+	t.Helper()
+	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == state }, "state ", state)
+}
+
+func awaitValue(t *testing.T, srv rooted, key, value string) {
+	t.Helper()
+	etcdtest.RequireSoon(t, eventually, func() bool {
+		kv := lookUp(t, srv, key)
+		return kv != nil && string(kv.Value) == value
+	}, key, " is ", value)
+}
+
+// requireStays checks for a while: what must not happen would come at once.
+func requireStays(t *testing.T, check func()) {
+	t.Helper()
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		check()
+	}
+}
+
+// requireNothingLeft fails the test where the Publishers of it have left anything in etcd.
+func requireNothingLeft(t *testing.T, srv *etcdtest.Server) {
+	t.Helper()
+	srv.RequireLeases(t, 0)
+	requireNobodyThere(t, srv)
+}
+
+// requireNobodyThere waits for the server to notice that its clients are gone.
+func requireNobodyThere(t *testing.T, srv *etcdtest.Server) {
+	t.Helper()
+	etcdtest.RequireSoon(t, eventually, func() bool {
+		return srv.Watchers() == 0 && srv.OpenStreams("Watch") == 0 && srv.OpenStreams("LeaseKeepAlive") == 0 && srv.Connections() == 0
+	}, "no watcher, stream or connection is left")
+}
+
+// requireNoGoroutineLeft checks, at the end of a test that is not parallel, that it has left no goroutine. It is to be
+// called first.
+func requireNoGoroutineLeft(t *testing.T) {
+	t.Helper()
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
+}
+
+// requireWithin fails the test where the call outlasts its bound.
+func requireWithin(t *testing.T, bound time.Duration, call func()) {
+	t.Helper()
+	late := measureLateness(t)
+	began := time.Now()
+	call()
+	took := time.Since(began)
+	require.LessOrEqual(t, took, bound+slack+3*late(), "the call outlasted its bound of %v", bound)
+}
+
+// measureLateness measures, until the end of the test, by how much this machine wakes a goroutine too late, which is not
+// the library's fault, and returns how to read the most so far.
+func measureLateness(t *testing.T) func() time.Duration {
+	t.Helper()
+	const nap = 5 * time.Millisecond
+	var most atomic.Int64
+	ctx, cancel := context.WithCancel(context.Background())
+	var measuring sync.WaitGroup
+	measuring.Go(func() {
+		for ctx.Err() == nil {
+			began := time.Now()
+			time.Sleep(nap)
+			most.Store(max(most.Load(), int64(time.Since(began)-nap)))
+		}
+	})
+	t.Cleanup(func() { cancel(); measuring.Wait() })
+	return func() time.Duration { return time.Duration(most.Load()) }
+}
+
+// deadline is a context with one.
+func deadline(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
