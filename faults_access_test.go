@@ -129,15 +129,14 @@ func mostLeases(t testing.TB, of interface{ Leases(testing.TB) int }, during tim
 	return most
 }
 
-// requireIn fails the test where the call takes longer than the bound, with a tenth of a second for the machine, and
-// returns its error.
+// requireIn fails the test where the call outlasts its bound, and returns its error.
 func requireIn(t testing.TB, bound time.Duration, what string, call func() error) error {
 	t.Helper()
 	began := time.Now()
 	err := call()
 	took := time.Since(began)
 	t.Logf("figure: %s took %v: %v", what, took.Round(time.Millisecond), err)
-	require.LessOrEqual(t, took, bound+100*time.Millisecond, "%s outlasted its bound", what)
+	require.LessOrEqual(t, took, bound+callSlack, "%s outlasted its bound", what)
 	return err
 }
 
@@ -327,7 +326,7 @@ func TestResetsEveryQuarterSecondNeverCostAKey(t *testing.T) {
 			after := etcd.Requests()
 			for i, key := range keys {
 				o.RequireNeverAbsent(t, key)
-				require.NoError(t, requireIn(t, time.Second, "Update", func() error { return pubs[i].Update(t.Context(), "new") }))
+				require.NoError(t, requireIn(t, defaultTimeout, "Update", func() error { return pubs[i].Update(t.Context(), "new") }))
 			}
 			t.Logf("figure: %d leases at most; in 10 s %d Range, %d Put, %d Txn, %d LeaseGrant, %d renewals, %d Authenticate", most,
 				after["Range"]-before["Range"], after["Put"]-before["Put"], after["Txn"]-before["Txn"], after["LeaseGrant"]-before["LeaseGrant"],
@@ -437,15 +436,15 @@ func TestLatencyLosesNoKeyAndKeepsBounds(t *testing.T) {
 			p := unstarted(t, []string{path.listener.Addr().String()}, "svc", opts...)
 			require.NoError(t, requireIn(t, c.timeout, "KeepAlive", func() error { return start(t, p) }))
 			require.True(t, o.Present(t, "svc/1"))
-			before := etcd.Requests()
+			before, dialled := etcd.Requests(), path.dials.Load()
 			time.Sleep(c.ttl*5/4 + time.Second)
 			o.RequireNeverAbsent(t, "svc/1")
 			require.Greater(t, time.Until(p.Status().Until), time.Duration(0), "the lease is thought to have ended")
 			after := etcd.Requests()
 			t.Logf("figure: in %v %d renewals, %d Range, %d Watch, %d LeaseKeepAlive; %d dials", c.ttl*5/4+time.Second,
 				after["LeaseKeepAlive.msg"]-before["LeaseKeepAlive.msg"], after["Range"]-before["Range"], after["Watch"]-before["Watch"],
-				after["LeaseKeepAlive"]-before["LeaseKeepAlive"], path.dials.Load())
-			assert.LessOrEqual(t, path.dials.Load(), int64(3), "a link that is slow is dialled again and again")
+				after["LeaseKeepAlive"]-before["LeaseKeepAlive"], path.dials.Load()-dialled)
+			assert.LessOrEqual(t, path.dials.Load()-dialled, int64(1), "a link that is slow is dialled again and again")
 			withContext := func(call func(context.Context) error) func() error {
 				return func() error { return call(t.Context()) }
 			}
@@ -492,9 +491,9 @@ func TestAFullDiskKeepsWhatIsRegisteredAndGivesBackWhatWasLostAtOnce(t *testing.
 	_, err := etcd.Client(t).Revoke(t.Context(), lost.Status().Lease)
 	require.NoError(t, err)
 
-	require.NoError(t, requireIn(t, time.Second, "Pause on a full disk", func() error { return paused.PauseContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Pause on a full disk", func() error { return paused.PauseContext(t.Context()) }))
 	require.False(t, o.Present(t, "svc/3"))
-	require.NoError(t, requireIn(t, time.Second, "Stop on a full disk", func() error { return stopped.StopContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Stop on a full disk", func() error { return stopped.StopContext(t.Context()) }))
 	require.False(t, o.Present(t, "svc/4"))
 	new := unstarted(t, etcd.Endpoints(), "svc", discov.WithId(5), discov.WithTTL(2*time.Second))
 	err = requireIn(t, defaultTimeout, "KeepAlive on a full disk", new.KeepAlive)
@@ -616,11 +615,11 @@ func TestAuthEnabledAndDisabledOnARunningClusterCostsNoKey(t *testing.T) {
 		most := mostLeases(t, etcd, 5*time.Second)
 		t.Logf("figure: round %d: %d leases at most while auth was on", round, most)
 		assert.LessOrEqual(t, most, 3)
-		require.NoError(t, requireIn(t, time.Second, "Update", func() error { return with.Update(t.Context(), fmt.Sprint("on", round)) }))
+		require.NoError(t, requireIn(t, defaultTimeout, "Update", func() error { return with.Update(t.Context(), fmt.Sprint("on", round)) }))
 		etcd.AuthDisable(t)
 		requireBack(t, o, "without/1", time.Now())
 		time.Sleep(3 * time.Second)
-		require.NoError(t, requireIn(t, time.Second, "Update", func() error { return with.Update(t.Context(), fmt.Sprint("off", round)) }))
+		require.NoError(t, requireIn(t, defaultTimeout, "Update", func() error { return with.Update(t.Context(), fmt.Sprint("off", round)) }))
 		o.RequireNeverAbsent(t, "with/1")
 		etcd.RequireLeases(t, 2)
 	}
@@ -673,7 +672,7 @@ func TestAPermissionTakenAndGivenBackCostsNoNeighbourItsKey(t *testing.T) {
 			most := mostLeases(t, etcd, taken)
 			after := etcd.Requests()
 			status := victim.Status()
-			require.NoError(t, requireIn(t, time.Second, "a neighbour's Update", func() error { return pubs[0].Update(t.Context(), "new") }))
+			require.NoError(t, requireIn(t, defaultTimeout, "a neighbour's Update", func() error { return pubs[0].Update(t.Context(), "new") }))
 			etcd.Grant(t, "svc", "svc/victim", "", rw)
 			given := time.Now()
 			requireBack(t, o, "svc/victim", given)
@@ -691,7 +690,7 @@ func TestAPermissionTakenAndGivenBackCostsNoNeighbourItsKey(t *testing.T) {
 				o.RequireNeverAbsent(t, key)
 			}
 			etcd.RequireLeases(t, len(pubs)+1)
-			require.NoError(t, requireIn(t, time.Second, "Pause", func() error { return victim.PauseContext(t.Context()) }))
+			require.NoError(t, requireIn(t, defaultTimeout, "Pause", func() error { return victim.PauseContext(t.Context()) }))
 			require.False(t, o.Present(t, "svc/victim"))
 		})
 	}
@@ -751,7 +750,7 @@ func TestAUserWhoMayOnlyWriteIsRegisteredAndKept(t *testing.T) {
 		after["Watch.create"]-before["Watch.create"], after["Range"]-before["Range"], after["Put"]-before["Put"], after["Txn"]-before["Txn"])
 	assert.LessOrEqual(t, after["Watch.create"]-before["Watch.create"], 2, "a watch that is denied is asked for again and again")
 	require.Equal(t, discov.StatePublished, p.Status().State)
-	require.NoError(t, requireIn(t, time.Second, "Update", func() error { return p.Update(t.Context(), "new") }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Update", func() error { return p.Update(t.Context(), "new") }))
 	kv, _ := o.KV(t, "svc/1")
 	require.Equal(t, "new", kv.Value)
 	etcd.Restart()
@@ -759,11 +758,11 @@ func TestAUserWhoMayOnlyWriteIsRegisteredAndKept(t *testing.T) {
 	o.RequireNeverAbsent(t, "svc/1")
 	revokeAll(t, etcd)
 	requireBack(t, o, "svc/1", time.Now().Add(time.Second)) // nobody tells a writer; the next renewal does
-	require.NoError(t, requireIn(t, time.Second, "Pause", func() error { return p.PauseContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Pause", func() error { return p.PauseContext(t.Context()) }))
 	require.False(t, o.Present(t, "svc/1"))
-	require.NoError(t, requireIn(t, time.Second, "Resume", func() error { return p.ResumeContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Resume", func() error { return p.ResumeContext(t.Context()) }))
 	require.True(t, o.Present(t, "svc/1"))
-	require.NoError(t, requireIn(t, time.Second, "Stop", func() error { return p.StopContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Stop", func() error { return p.StopContext(t.Context()) }))
 	require.False(t, o.Present(t, "svc/1"))
 	etcd.RequireLeases(t, 0)
 }
@@ -823,7 +822,7 @@ func TestAnAccountByCertificateNeedsNoPassword(t *testing.T) {
 	etcd.Restart()
 	time.Sleep(3 * time.Second)
 	o.RequireNeverAbsent(t, "svc/1")
-	require.NoError(t, requireIn(t, time.Second, "Stop", func() error { return p.StopContext(t.Context()) }))
+	require.NoError(t, requireIn(t, defaultTimeout, "Stop", func() error { return p.StopContext(t.Context()) }))
 	require.False(t, o.Present(t, "svc/1"))
 }
 
@@ -975,7 +974,7 @@ func TestTheCallersClientMovedToAnotherEndpointCostsNoKey(t *testing.T) {
 		to.from.Refuse()
 		to.from.Reset()
 		time.Sleep(4 * time.Second)
-		require.NoError(t, requireIn(t, time.Second, "Update", func() error { return pubs[0].Update(t.Context(), to.to.Endpoint()) }))
+		require.NoError(t, requireIn(t, defaultTimeout, "Update", func() error { return pubs[0].Update(t.Context(), to.to.Endpoint()) }))
 		require.Zero(t, to.from.Connections())
 	}
 	for _, key := range keys {
@@ -1039,7 +1038,7 @@ func TestHistoryCompactedInALoopWhileConnectionsBreakCostsNoKey(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.Start(t)
 	path := etcdtest.NewPath(t, etcd.Endpoints()[0])
-	pubs, keys := severalRegistered(t, 5, []string{path.Endpoint()}, "svc", discov.WithTTL(2*time.Second))
+	pubs, keys := severalRegistered(t, 5, []string{path.Endpoint()}, "svc", discov.WithTTL(5*time.Second))
 	o := etcdtest.Observe(t, etcd, "svc/")
 	for i := range 60 {
 		require.NoError(t, pubs[i%5].Update(t.Context(), fmt.Sprint(i)))
@@ -1191,7 +1190,7 @@ func TestATTLGrantedAboveTheOneAskedForIsTheOneThatCounts(t *testing.T) {
 	o.RequireNeverAbsent(t, "svc/1")
 	path.Swallow()
 	asked := time.Now()
-	err := requireIn(t, time.Second, "Stop", func() error { return p.StopContext(t.Context()) })
+	err := requireIn(t, defaultTimeout, "Stop", func() error { return p.StopContext(t.Context()) })
 	var withdraw *discov.WithdrawError
 	require.ErrorAs(t, err, &withdraw)
 	until := withdraw.Until

@@ -428,7 +428,9 @@ func TestAPathThatSwallowsEverythingAndHealsHasTheKeyBackAtOnce(t *testing.T) {
 			time.Sleep(ttl + expiryLag)
 			s.requireTrue(time.Now(), 0, pub)
 			if absent, back := s.absence(pub, healed); absent > 0 {
-				require.LessOrEqual(t, back.Sub(healed), atOnce, "absent again after the heal")
+				// etcd may find the lease expired half a second after the heal.
+				s.figure("swallowed for "+lost.String()+", absent after the heal", back.Sub(healed))
+				require.LessOrEqual(t, min(absent, back.Sub(healed)), atOnce+s.meter.allowance(healed, back), "absent again after the heal\n%s", pub)
 			}
 		})
 	}

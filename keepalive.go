@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -48,6 +49,7 @@ func (p *Publisher) share() (etcd, func(), error) {
 func (p *Publisher) newRegistration(on etcd) *registration {
 	r := &registration{
 		etcd:     on,
+		latest:   p.latest,
 		prefix:   p.prefix,
 		suffixed: !p.opts.exactKey,
 		id:       p.opts.id,
@@ -56,18 +58,32 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 	return r
 }
 
-// run is the life of a started Publisher, on a goroutine of its own. tell gives KeepAlive the outcome of the first
-// registration within bound; with an error, or where KeepAlive has returned before, all is undone.
-func (p *Publisher) run(bound context.Context, tell func(error) bool) {
-	on, release, err := p.connect()
+// outcome is that of a first registration. Whoever takes it first decides: the goroutine with a result, or KeepAlive,
+// which has no time left.
+type outcome struct {
+	taken atomic.Bool
+	err   chan error // room for one
+}
+
+func newOutcome() *outcome {
+	return &outcome{err: make(chan error, 1)}
+}
+
+func (o *outcome) take() bool { return o.taken.CompareAndSwap(false, true) }
+
+// run is the life of a started Publisher, on a goroutine of its own. first gets the outcome of the first registration
+// within bound; with an error, or where KeepAlive has returned with one before, all is undone.
+func (p *Publisher) run(bound context.Context, first *outcome) {
+	on, release, err := p.connectFirst(first)
 	if err != nil {
 		p.finish(err, nil)
-		tell(err)
+		first.err <- err
 		return
 	}
 	r := p.newRegistration(on)
 	err = p.begin(bound, r)
-	if err == nil && tell(p.stoppedEarly()) {
+	if err == nil && (first.take() || p.opts.backgroundStart) {
+		first.err <- p.stoppedEarly()
 		left := p.keep(r)
 		release()
 		p.finish(nil, left)
@@ -76,7 +92,21 @@ func (p *Publisher) run(bound context.Context, tell func(error) bool) {
 	left := p.undo(bound, r)
 	release()
 	p.finish(err, left)
-	tell(err)
+	first.err <- err
+}
+
+// connectFirst connects, and goes on trying where a start in the background has been promised already.
+func (p *Publisher) connectFirst(first *outcome) (etcd, func(), error) {
+	for retry := newBackoff(); ; {
+		on, release, err := p.connect()
+		if err == nil || first.take() || !p.opts.backgroundStart {
+			return on, release, err
+		}
+		p.enter(StateRegistering, err)
+		if !retry.wait(p.stop) {
+			return nil, nil, err
+		}
+	}
 }
 
 // begin makes the first registration, unless the user wants something else meanwhile.
@@ -168,15 +198,15 @@ func (p *Publisher) publish(ctx context.Context, r *registration) {
 
 // reconcile makes etcd hold the latest value, and tells.
 func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
-	value, update, takeover := p.want()
-	err := r.reconcile(ctx, value, takeover)
+	takeover := p.decision()
+	err := r.reconcile(ctx, takeover)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status.Key, p.status.Registrations = r.key, r.puts
 	switch {
 	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
 	case isTooLarge(err) && r.keepOld():
-		p.rejected = update
+		p.rejected = p.taken
 		p.enterLocked(StatePublished, err)
 		return nil
 	case err != nil:
@@ -184,7 +214,7 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 	case r.conflict:
 		p.conflictLocked(r)
 	default:
-		p.published = update
+		p.published = p.taken
 		p.takeover = p.takeover && !takeover
 		p.enterLocked(StatePublished, nil)
 	}
@@ -202,17 +232,31 @@ func (p *Publisher) conflictLocked(r *registration) {
 	}
 }
 
-// want takes the latest value and decision of the user.
-func (p *Publisher) want() (value string, update uint64, takeover bool) {
+// decision says whether the user has decided to publish since the key was put last.
+func (p *Publisher) decision() (takeover bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.enterRegisteringLocked()
+	p.takeUpdatedLocked()
+	return p.takeover
+}
+
+// latest takes the value that the user wants.
+func (p *Publisher) latest() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.takeUpdatedLocked()
+	p.taken = p.updates
+	return p.value
+}
+
+// takeUpdatedLocked notes that what is new is being dealt with.
+func (p *Publisher) takeUpdatedLocked() {
 	select {
 	case <-p.updated:
 		p.updated = make(chan struct{})
 	default:
 	}
-	return p.value, p.updates, p.takeover
 }
 
 // enterRegisteringLocked leaves the states that are on neither side of a registration.

@@ -133,6 +133,7 @@ type Publisher struct {
 	running   bool          // whether there is a goroutine
 	done      chan struct{} // closed when nothing is to come after Stop
 	outcome   error         // of Stop, written before done is closed
+	taken     uint64        // updates when the goroutine took the value last
 	published uint64        // updates at the last time that etcd held the latest value
 	rejected  uint64        // updates when etcd last refused a value for its size
 	withdrawn bool          // whether no lease of ours can be left in etcd
@@ -165,7 +166,9 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 	p.teller = newTeller(p.opts.observer, p.opts.logger)
 	p.status = Status{State: StateIdle, Since: time.Now(), Value: value}
 	p.unfollow = func() bool { return true }
-	if p.opts.life != nil {
+	if life := p.opts.life; life != nil && life.Err() != nil {
+		p.beginStop()
+	} else if life != nil {
 		p.unfollow = context.AfterFunc(p.opts.life, p.beginStop)
 	}
 	return p
@@ -188,20 +191,11 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
-	started, gaveUp := make(chan error), make(chan struct{})
-	defer close(gaveUp)
-	tell := func(err error) bool {
-		select {
-		case started <- err:
-			return true
-		case <-gaveUp:
-			return false
-		}
-	}
-	if err := p.start(ctx, tell); err != nil {
+	first := newOutcome()
+	if err := p.start(ctx, first); err != nil {
 		return err
 	}
-	err := p.awaitStart(ctx, started)
+	err := p.awaitStart(ctx, first)
 	if err != nil && p.opts.client == nil {
 		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
 	}
@@ -209,37 +203,46 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 }
 
 // awaitStart waits for the goroutine, which keeps the bound unless the user's tuning of the client is slow.
-func (p *Publisher) awaitStart(ctx context.Context, started <-chan error) error {
-	select {
-	case err := <-started:
-		return err
-	case <-ctx.Done():
+func (p *Publisher) awaitStart(ctx context.Context, first *outcome) error {
+	if !p.opts.backgroundStart {
+		select {
+		case err := <-first.err:
+			return err
+		case <-ctx.Done():
+		}
 	}
 	late := time.NewTimer(cleanUpAtLeast + cleanUpAtLeast/2)
 	defer late.Stop()
 	select {
-	case err := <-started:
+	case err := <-first.err:
 		return err
 	case <-late.C:
+	}
+	switch {
+	case !first.take():
+		return <-first.err
+	case p.opts.backgroundStart:
+		return nil
+	default:
 		return p.refused("keep alive", context.Cause(ctx))
 	}
 }
 
 // start starts the goroutine.
-func (p *Publisher) start(ctx context.Context, tell func(error) bool) error {
+func (p *Publisher) start(ctx context.Context, first *outcome) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.opts.life != nil && p.opts.life.Err() != nil:
+		return p.refused("keep alive", fmt.Errorf("%w: %w", ErrStopped, context.Cause(p.opts.life)))
 	case p.stopping:
 		return p.refused("keep alive", ErrStopped)
 	case p.running:
 		return p.refused("keep alive", ErrStarted)
-	case p.opts.life != nil && p.opts.life.Err() != nil:
-		return p.refused("keep alive", fmt.Errorf("%w: %w", ErrStopped, context.Cause(p.opts.life)))
 	}
 	p.running, p.takeover = true, true
 	p.status.Err = nil
-	go p.run(ctx, tell)
+	go p.run(ctx, first)
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -1221,7 +1222,7 @@ func TestNoCallOutlastsItsBoundWhateverEtcdDoes(t *testing.T) {
 						ctx, began := b.ctx(t), time.Now()
 						err := c.call(ctx, p)
 						took := time.Since(began)
-						assert.LessOrEqualf(t, took, b.bound+slack+3*late(), "%s outlasted %s", c.name, b.name)
+						assert.LessOrEqualf(t, took, b.bound+slack+10*late(), "%s outlasted %s", c.name, b.name)
 						assert.Errorf(t, err, "%s, bounded by %s", c.name, b.name)
 					})
 				}
@@ -1386,7 +1387,7 @@ func stress(t *testing.T, p *Publisher, goroutines, calls int, between func()) {
 				began := time.Now()
 				call()
 				took := time.Since(began)
-				assert.LessOrEqualf(t, took, bound+slack+3*late(), "%s outlasted its bound", name)
+				assert.LessOrEqualf(t, took, bound+slack+10*late(), "%s outlasted its bound", name)
 			}
 		})
 	}
@@ -1417,6 +1418,44 @@ func randomCall(p *Publisher) (name string, bound time.Duration, call func()) {
 			}
 		}
 	}
+}
+
+func TestCallsRightAfterABackgroundStartTakeDrawnWays(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	calls := []func(*Publisher){(*Publisher).Pause, (*Publisher).Resume, (*Publisher).Pause, (*Publisher).Stop}
+	for range 50 {
+		// The end of the test checks every change of state against the diagram.
+		p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithBackgroundStart())
+		require.NoError(t, p.KeepAlive())
+		time.Sleep(rand.N(time.Millisecond)) // somewhere in the start
+		for _, call := range calls[rand.IntN(len(calls)):] {
+			call(p)
+		}
+		requireAbsent(t, srv, testFullKey)
+	}
+	requireNothingLeft(t, srv)
+}
+
+func TestStopInTheMidstOfAGrantLeavesNoLease(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	keep := newTestPublisher(t, srv.Endpoints()) // keeps the connection
+	require.NoError(t, keep.KeepAlive())
+	var running sync.WaitGroup
+	for range 8 {
+		running.Go(func() {
+			for range 60 {
+				p := NewPublisher(srv.Endpoints(), testKey, testValue, WithLogger(slog.New(slog.DiscardHandler)), WithBackgroundStart())
+				assert.NoError(t, p.KeepAlive())
+				time.Sleep(rand.N(2 * time.Millisecond)) // somewhere in the grant
+				assert.NoError(t, p.StopContext(context.Background()))
+			}
+		})
+	}
+	running.Wait()
+	keep.Stop()
+	requireNothingLeft(t, srv)
 }
 
 func TestStopAmongManyCallsIsTheEnd(t *testing.T) {

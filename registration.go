@@ -37,17 +37,19 @@ type registration struct {
 	etcd   etcd
 	leases leases
 
+	latest   func() string // the value that is wanted now
 	prefix   string
 	suffixed bool  // whether something is appended to the prefix
 	id       int64 // what, or zero for the lease ID
 
-	// key is the full key on the lease held last, value what it is to hold.
+	// key is the full key on the lease held last, value what it is to hold, as it was wanted last.
 	key, value string
 	// seen is what etcd held when it was last read or written, at revision rev.
 	seen entry
 	rev  int64
-	// missing says that the key is known to be gone, so that a read can be saved.
-	missing bool
+	// known says that what was seen is most likely still so, so that a read can be saved; missing, that the key is not
+	// there.
+	known, missing bool
 	// settled says that a reconcile has succeeded, and that nothing is held since.
 	settled bool
 	// conflict says that the key is held by another instance.
@@ -71,11 +73,10 @@ func (r *registration) fullKey() string {
 	}
 }
 
-// reconcile makes etcd hold the key with value under a lease of ours, and changes nothing that is right. With
+// reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
 // takeover it puts over whatever is there; without, it leaves the key to another instance that holds it, and says so in
 // conflict.
-func (r *registration) reconcile(ctx context.Context, value string, takeover bool) error {
-	r.value = value
+func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 	for range reconcileRounds {
 		kept, err := r.leases.secure(ctx)
 		r.key = r.fullKey()
@@ -122,11 +123,16 @@ func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error
 	if takeover {
 		return r.put(ctx)
 	}
-	if r.missing || !kept {
+	switch {
+	case r.missing || !kept:
 		r.seen = entry{} // most likely gone with its lease; putOver says if not
-	} else if err := r.read(ctx); err != nil {
-		return r.putUnread(ctx, err)
+	case r.known:
+	default:
+		if err := r.read(ctx); err != nil {
+			return r.putUnread(ctx, err)
+		}
 	}
+	r.known = false
 	for range reconcileRounds {
 		if done, err := r.mend(ctx); done || err != nil {
 			return err
@@ -166,6 +172,7 @@ func (r *registration) putUnread(ctx context.Context, readErr error) error {
 
 // put writes the key over whatever is there.
 func (r *registration) put(ctx context.Context) error {
+	r.value = r.latest()
 	rev, err := r.etcd.put(ctx, r.key, r.value, r.leases.held.id)
 	if err != nil {
 		return r.failed("put", err)
@@ -184,6 +191,7 @@ func (r *registration) wrote(rev int64) {
 // mend compares what was seen with what is wanted and writes at most once. It is done when the key is right, or is
 // another's.
 func (r *registration) mend(ctx context.Context) (done bool, err error) {
+	r.value = r.latest() // not sooner: a request before may have waited for the end of an outage
 	switch {
 	case r.isRight():
 		r.missing, r.conflict = false, false
@@ -246,6 +254,7 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			return ctx.Err()
 		case <-updated:
 			renewal.Stop()
+			r.known = r.isRight() // by the watch
 			return errValueUpdated
 		case <-check.C:
 			renewal.Stop()
