@@ -9,6 +9,9 @@ COVER_MIN := 90
 # Where make generate writes.
 OUT ?= .
 
+# Most of the tests wait for etcd most of the time, so more of them than cores may run at once.
+PARALLEL ?= 10
+
 SEED ?= 1
 ROUNDS ?= 20
 
@@ -26,7 +29,7 @@ vet:
 # The tests start real etcds and hold them to bounds: one package at a time, or they slow each other down.
 .PHONY: test-root
 test-root:
-	go test -race -timeout 20m -covermode atomic -coverprofile cover.out .
+	go test -race -parallel $(PARALLEL) -timeout 20m -covermode atomic -coverprofile cover.out .
 
 .PHONY: test-rest
 test-rest:

@@ -215,30 +215,39 @@ func requireNoGoroutineLeft(t *testing.T) {
 // requireWithin fails the test where the call outlasts its bound.
 func requireWithin(t *testing.T, bound time.Duration, call func()) {
 	t.Helper()
-	late := measureLateness(t)
+	inTime := judge(t)
 	began := time.Now()
 	call()
 	took := time.Since(began)
-	require.LessOrEqual(t, took, bound+slack+10*late(), "the call outlasted its bound of %v", bound)
+	require.Truef(t, inTime(took, bound), "the call took %v, its bound is %v", took, bound)
 }
 
-// measureLateness measures, until the end of the test, by how much this machine wakes a goroutine too late, which is not
-// the library's fault, and returns how to read the most so far.
-func measureLateness(t *testing.T) func() time.Duration {
+// judge returns what says whether a call has kept its bound. It measures meanwhile how late this machine wakes a
+// goroutine, which is not the library's fault: a call passes several.
+func judge(t *testing.T) func(took, bound time.Duration) bool {
 	t.Helper()
-	const nap = 5 * time.Millisecond
-	var most atomic.Int64
+	const (
+		nap     = 5 * time.Millisecond
+		wakings = 10
+	)
+	var latest atomic.Int64
 	ctx, cancel := context.WithCancel(context.Background())
 	var measuring sync.WaitGroup
 	measuring.Go(func() {
 		for ctx.Err() == nil {
 			began := time.Now()
 			time.Sleep(nap)
-			most.Store(max(most.Load(), int64(time.Since(began)-nap)))
+			latest.Store(max(latest.Load(), int64(time.Since(began)-nap)))
 		}
 	})
 	t.Cleanup(func() { cancel(); measuring.Wait() })
-	return func() time.Duration { return time.Duration(most.Load()) }
+	return func(took, bound time.Duration) bool {
+		if took <= bound+slack {
+			return true
+		}
+		time.Sleep(2 * nap) // a standstill of now is known after it
+		return took <= bound+slack+wakings*time.Duration(latest.Load())
+	}
 }
 
 // deadline is a context with one.

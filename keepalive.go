@@ -82,7 +82,7 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 	}
 	r := p.newRegistration(on)
 	err = p.begin(bound, r)
-	if err == nil && (first.take() || p.opts.backgroundStart) {
+	if mine := first.take(); err == nil && (mine || p.opts.backgroundStart) {
 		first.err <- p.stoppedEarly()
 		left := p.keep(r)
 		release()

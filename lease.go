@@ -54,7 +54,7 @@ func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
 		return true, nil
 	}
 	if ls.held.granted {
-		_, err := ls.renew(ctx)
+		err := ls.renew(ctx)
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return true, err
 		}
@@ -79,20 +79,43 @@ func (ls *leases) grant(ctx context.Context) error {
 	return nil
 }
 
-// renew asks for a renewal of the lease held, and returns etcd's revision.
-func (ls *leases) renew(ctx context.Context) (rev int64, err error) {
-	asked := time.Now()
-	seconds, rev, err := ls.etcd.renew(ctx, ls.held.id, ls.held.denied)
+// renewal is one try to renew the lease held.
+type renewal struct {
+	asked   time.Time
+	seconds int64
+	rev     int64 // etcd's revision
+	err     error
+}
+
+// renew renews the lease held.
+func (ls *leases) renew(ctx context.Context) error {
+	return ls.take(<-ls.ask(ctx))
+}
+
+// ask asks for a renewal of the lease held. The answer comes when etcd has given it, or when ctx is done.
+func (ls *leases) ask(ctx context.Context) <-chan renewal {
+	answer := make(chan renewal, 1)
+	id, denied := ls.held.id, ls.held.denied
+	go func() {
+		one := renewal{asked: time.Now()}
+		one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied)
+		answer <- one
+	}()
+	return answer
+}
+
+// take notes what an answer says of the lease held.
+func (ls *leases) take(one renewal) error {
 	switch {
-	case err == nil:
-		ls.held.renewed(asked, seconds)
+	case one.err == nil:
+		ls.held.renewed(one.asked, one.seconds)
 		ls.onRenew(ls.held)
-	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+	case errors.Is(one.err, rpctypes.ErrLeaseNotFound):
 		ls.lost()
-	case isDenied(err):
+	case isDenied(one.err):
 		ls.held.denied = true
 	}
-	return rev, err
+	return one.err
 }
 
 // lost makes the lease held a past one: etcd says that it does not exist.

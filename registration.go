@@ -243,27 +243,32 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 	r.settled = false
 	watch := r.etcd.watch(r.key, r.rev+1)
 	defer watch.cancel()
+	ctx, cancel := context.WithCancel(ctx)
+	var answer <-chan renewal // nil where none is awaited
+	defer func() {
+		cancel()
+		if answer != nil {
+			<-answer
+		}
+	}()
 	news := watch.signal
+	due := time.NewTimer(time.Until(r.leases.held.renewal))
+	defer due.Stop()
 	check := time.NewTimer(r.untilCheck())
 	defer check.Stop()
 	for {
-		renewal := time.NewTimer(time.Until(r.leases.held.renewal))
 		select {
 		case <-ctx.Done():
-			renewal.Stop()
 			return ctx.Err()
 		case <-updated:
-			renewal.Stop()
 			r.known = r.isRight() // by the watch
 			return errValueUpdated
 		case <-check.C:
-			renewal.Stop()
 			if doubt := r.check(ctx); doubt != nil {
 				return doubt
 			}
 			check.Reset(r.untilCheck())
 		case <-news:
-			renewal.Stop()
 			unwatchable, doubt := r.hear(watch)
 			if doubt != nil {
 				return doubt
@@ -272,10 +277,14 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 				news = nil
 			}
 			check.Reset(r.untilCheck())
-		case <-renewal.C:
-			if err := r.renew(ctx); err != nil {
-				return err
+		case <-due.C:
+			answer = r.leases.ask(ctx)
+		case one := <-answer:
+			answer = nil
+			if doubt := r.renewed(ctx, one); doubt != nil {
+				return doubt
 			}
+			due.Reset(time.Until(r.leases.held.renewal))
 		}
 	}
 }
@@ -296,15 +305,15 @@ func (r *registration) check(ctx context.Context) error {
 	return r.doubtSeen()
 }
 
-func (r *registration) renew(ctx context.Context) error {
-	rev, err := r.leases.renew(ctx)
-	if err != nil {
+// renewed takes the answer to a renewal.
+func (r *registration) renewed(ctx context.Context, one renewal) error {
+	if err := r.leases.take(one); err != nil {
 		return r.failed("renew the lease of", err)
 	}
 	if len(r.leases.former) > 0 {
 		r.sweep(ctx)
 	}
-	if rev < r.rev {
+	if one.rev < r.rev {
 		return errWentBack
 	}
 	return nil

@@ -39,13 +39,13 @@ type renewalStream struct {
 
 	mu       sync.Mutex
 	ended    bool
-	unsent   []*renewal
-	unheard  []*renewal // sent; etcd answers in this order
+	unsent   []*renewRequest
+	unheard  []*renewRequest // sent; etcd answers in this order
 	answered time.Time
 }
 
-// renewal is one request. Its outcome may be read once done is closed.
-type renewal struct {
+// renewRequest is one request. Its outcome may be read once done is closed.
+type renewRequest struct {
 	ctx context.Context
 	id  clientv3.LeaseID
 
@@ -60,7 +60,7 @@ type renewal struct {
 func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time.Duration) (ttl, rev int64, err error) {
 	retry := newBackoff()
 	for {
-		one := &renewal{ctx: ctx, id: id, done: make(chan struct{})}
+		one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 		asked := time.Now()
 		stream := r.ask(one)
 		if ttl, rev, err = stream.await(one, asked, patience); !errors.Is(err, errStreamEnded) {
@@ -76,7 +76,7 @@ func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time
 func (r *renewals) renewAlone(ctx context.Context, id clientv3.LeaseID) (ttl, rev int64, err error) {
 	stream := newRenewalStream(ctx, r.link)
 	defer stream.cancel(nil)
-	one := &renewal{ctx: ctx, id: id, done: make(chan struct{})}
+	one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 	stream.ask(one)
 	go stream.run()
 	return stream.await(one, time.Now(), noPatience)
@@ -86,7 +86,7 @@ func (r *renewals) renewAlone(ctx context.Context, id clientv3.LeaseID) (ttl, re
 const noPatience = time.Hour
 
 // ask hands the request to the stream of now, a new one where there is none.
-func (r *renewals) ask(one *renewal) *renewalStream {
+func (r *renewals) ask(one *renewRequest) *renewalStream {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.cur != nil && r.cur.ask(one) {
@@ -105,7 +105,7 @@ func newRenewalStream(ctx context.Context, l *link) *renewalStream {
 }
 
 // ask queues the request, and says no where the stream has ended.
-func (s *renewalStream) ask(one *renewal) bool {
+func (s *renewalStream) ask(one *renewRequest) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -119,7 +119,7 @@ func (s *renewalStream) ask(one *renewal) bool {
 	return true
 }
 
-func (s *renewalStream) await(one *renewal, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
+func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
 	silence := time.NewTimer(patience)
 	defer silence.Stop()
 	for {
@@ -190,7 +190,7 @@ func (s *renewalStream) send(stream pb.Lease_LeaseKeepAliveClient) {
 
 // next moves a request from unsent to unheard. One that its caller has given up is dropped: it must not renew a lease
 // that is being withdrawn.
-func (s *renewalStream) next() *renewal {
+func (s *renewalStream) next() *renewRequest {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for len(s.unsent) > 0 {
