@@ -16,7 +16,7 @@ import (
 // was applied although it failed. A session is the real one; tests bring a fake.
 type etcd interface {
 	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
-	// the granted TTL in seconds.
+	// the granted TTL in seconds, zero where an earlier try was applied and the TTL is not known.
 	grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error)
 	// renew returns the TTL in seconds that the lease has again and etcd's revision, or rpctypes.ErrLeaseNotFound.
 	// alone keeps the request off the stream that all leases share.

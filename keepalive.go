@@ -41,7 +41,7 @@ func (p *Publisher) share() (etcd, func(), error) {
 		conn:        c,
 		call:        p.opts.timeout / 2,
 		patience:    min(p.opts.timeout/4, p.opts.ttl/8),
-		maxPatience: max(p.opts.timeout/4, p.opts.ttl/2),
+		maxPatience: p.opts.timeout / 4,
 	}
 	return s, func() { connections.release(c) }, nil
 }

@@ -74,7 +74,10 @@ func (ls *leases) grant(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ls.held.renewed(asked, seconds)
+	ls.held.renewed(asked, max(seconds, int64(ls.asked/time.Second)))
+	if seconds == 0 {
+		ls.held.renewal = time.Now() // which tells the TTL
+	}
 	ls.onRenew(ls.held)
 	return nil
 }

@@ -168,6 +168,14 @@ func (l *link) close() {
 	}
 }
 
+// outlast is ctx with its deadline, but not cancelled with it: only when the link is left.
+func (l *link) outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	stop := context.AfterFunc(l.left, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
 // closedByCaller says whether the caller has closed a client that was given with WithClient. A call on it would take
 // 2.5 s to fail.
 func (l *link) closedByCaller() bool {
@@ -236,7 +244,7 @@ type session struct {
 	// call bounds one request.
 	call time.Duration
 	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
-	// trips are slow.
+	// trips are slow: half of call, so that there is time left on another connection.
 	patience, maxPatience time.Duration
 }
 
@@ -264,14 +272,19 @@ func (s *session) patienceOn(l *link) time.Duration {
 
 func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		if l.connected() {
+			// Bounded, not cancelled: etcd might grant the lease after it was revoked.
+			var cancel context.CancelFunc
+			ctx, cancel = l.outlast(ctx)
+			defer cancel()
+		}
 		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
 		granted = response.GetTTL()
 		return err
 	})
 	if errors.Is(err, rpctypes.ErrLeaseExist) {
-		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of. The next renewal tells
-		// if etcd granted more than was asked for.
-		return ttl, nil
+		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of.
+		return 0, nil
 	}
 	return granted, err
 }

@@ -184,7 +184,7 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
-	began := time.Now()
+	began, connected := time.Now(), l.connected()
 	every(ctx, patience, func() {
 		// With several members, one that is silent may hide behind the answers of the others.
 		if l.silentSince(began) || len(c.to.endpoints) > 1 {
@@ -195,7 +195,9 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	switch {
 	case err == nil:
 		l.noteAnswer()
-		l.noteRoundTrip(time.Since(began))
+		if connected {
+			l.noteRoundTrip(time.Since(began))
+		}
 	case isMute(err) && l.left.Err() == nil && !l.connected():
 		return l.trouble(err)
 	}
