@@ -10,7 +10,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 )
 
@@ -134,7 +133,7 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 
 // renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.
 func (a *account) renew(ctx context.Context, rejected string) error {
-	if err := a.awaitConnection(ctx); err != nil {
+	if err := a.link.awaitConnection(ctx); err != nil {
 		return err
 	}
 	one, err := a.join(rejected)
@@ -147,18 +146,6 @@ func (a *account) renew(ctx context.Context, rejected string) error {
 	case <-ctx.Done():
 		return status.Error(status.FromContextError(ctx.Err()).Code(), "while waiting for authentication")
 	}
-}
-
-// awaitConnection waits until gRPC has a connection. Its error is gRPC's own, which names the cause.
-func (a *account) awaitConnection(ctx context.Context) error {
-	cc := a.link.client.ActiveConnection()
-	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
-		cc.Connect()
-		if !cc.WaitForStateChange(ctx, state) {
-			return a.link.trouble(status.FromContextError(ctx.Err()).Err())
-		}
-	}
-	return nil
 }
 
 // join returns the authentication that is under way, or starts one. It returns none where there is a newer token already,

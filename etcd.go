@@ -15,6 +15,8 @@ import (
 // etcd is all that a registration asks of etcd. Every call ends with its ctx, and may be repeated: none does harm when it
 // was applied although it failed. A session is the real one; tests bring a fake.
 type etcd interface {
+	// ready waits until there is a connection, so that what is sent next is not kept waiting.
+	ready(ctx context.Context) error
 	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
 	// the granted TTL in seconds, zero where an earlier try was applied and the TTL is not known.
 	grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error)

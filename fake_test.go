@@ -243,6 +243,20 @@ func (f *fakeEtcd) do(ctx context.Context, op string, apply func() error) error 
 	return meets.after
 }
 
+func (f *fakeEtcd) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, fakeCall)
+	defer cancel()
+	f.mu.Lock()
+	up := f.up
+	f.mu.Unlock()
+	select {
+	case <-up:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 func (f *fakeEtcd) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (int64, error) {
 	return ttl, f.do(ctx, "grant", func() error {
 		if id == clientv3.NoLease || ttl <= 0 {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -99,7 +100,25 @@ func (l *link) attach(client *clientv3.Client) {
 	l.watch = pb.NewWatchClient(client.ActiveConnection())
 }
 
+// config is what the client is made with: our settings, the user's tuning, and then what we do in the client's place.
 func (l *link) config(to *target) (clientv3.Config, error) {
+	config := l.settings(to)
+	ofTarget := config.TLS
+	if to.tune != nil {
+		if err := to.tune.run(&config); err != nil {
+			return config, err
+		}
+	}
+	load := func() (*tls.Config, error) { return config.TLS, nil }
+	if to.files != nil && config.TLS == ofTarget {
+		load = to.files.load
+	}
+	l.takeTLS(&config, load)
+	l.takeAccount(&config)
+	return config, nil
+}
+
+func (l *link) settings(to *target) clientv3.Config {
 	connect := grpc.ConnectParams{
 		Backoff:           grpcbackoff.Config{BaseDelay: reconnectLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMost},
 		MinConnectTimeout: patientConnect,
@@ -109,7 +128,7 @@ func (l *link) config(to *target) (clientv3.Config, error) {
 		connect.Backoff.MaxDelay = briskReconnectMost
 	}
 	config := clientv3.Config{
-		Endpoints:            append([]string(nil), to.endpoints...),
+		Endpoints:            slices.Clone(to.endpoints),
 		TLS:                  to.tls.Clone(),
 		DialKeepAliveTime:    pingAfter,
 		DialKeepAliveTimeout: pingTimeout,
@@ -117,23 +136,21 @@ func (l *link) config(to *target) (clientv3.Config, error) {
 		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(connect)},
 	}
 	if to.files != nil {
-		rotating, err := newRotatingTLS(to.files)
-		if err != nil {
-			return config, fmt.Errorf("%w: %w", ErrTLS, err)
-		}
-		config.TLS = &tls.Config{MinVersion: tls.VersionTLS12} // the files' own comes in at each handshake
-		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(rotating))
+		config.TLS = &tls.Config{MinVersion: tls.VersionTLS12} // stands for the files
 	}
 	if to.account != nil {
 		config.Username, config.Password = to.account.user, to.account.pass
 	}
-	if to.tune != nil {
-		if err := to.tune.run(&config); err != nil {
-			return config, err
-		}
+	return config
+}
+
+// takeTLS takes the handshakes out of the client's hands into ours.
+func (l *link) takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
+	if config.TLS == nil && !slices.ContainsFunc(config.Endpoints, isSecure) {
+		return
 	}
-	l.takeAccount(&config)
-	return config, nil
+	ours := grpc.WithTransportCredentials(newTransportTLS(load))
+	config.DialOptions = append([]grpc.DialOption{ours}, config.DialOptions...) // the tuning's own come after it
 }
 
 // takeAccount takes the account out of the client's hands into ours.
@@ -206,6 +223,18 @@ func (l *link) silentSince(since time.Time) bool {
 	return answered == nil || answered.Before(since)
 }
 
+// awaitConnection waits until gRPC has a connection. Its error is gRPC's own, which names the cause.
+func (l *link) awaitConnection(ctx context.Context) error {
+	cc := l.client.ActiveConnection()
+	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
+		cc.Connect()
+		if !cc.WaitForStateChange(ctx, state) {
+			return l.trouble(status.FromContextError(ctx.Err()).Err())
+		}
+	}
+	return nil
+}
+
 // trouble is why there is no connection, in gRPC's words: those of a request that has no time to be sent. Where gRPC has
 // none, it is err.
 func (l *link) trouble(err error) error {
@@ -268,6 +297,10 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 // patienceOn stretches the patience where round trips are slow.
 func (s *session) patienceOn(l *link) time.Duration {
 	return min(max(s.patience, 3*time.Duration(l.roundTrip.Load())/2), s.maxPatience)
+}
+
+func (s *session) ready(ctx context.Context) error {
+	return s.do(ctx, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
 }
 
 func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {

@@ -271,7 +271,7 @@ func (o *options) validateEndpoints(endpoints []string) {
 		if err := checkEndpoint(endpoint); err != nil {
 			o.reject(ErrEndpoints, "%q: %v", endpoint, err)
 		}
-		if scheme := schemeOf(endpoint); scheme == "https" || scheme == "unixs" {
+		if isSecure(endpoint) {
 			secure++
 		}
 	}
@@ -312,6 +312,12 @@ func schemeOf(endpoint string) string {
 		return scheme
 	}
 	return ""
+}
+
+// isSecure says whether an endpoint asks for TLS by itself.
+func isSecure(endpoint string) bool {
+	scheme := schemeOf(endpoint)
+	return scheme == "https" || scheme == "unixs"
 }
 
 func checkEndpoint(endpoint string) error {

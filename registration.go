@@ -172,12 +172,23 @@ func (r *registration) putUnread(ctx context.Context, readErr error) error {
 
 // put writes the key over whatever is there.
 func (r *registration) put(ctx context.Context) error {
-	r.value = r.latest()
+	if err := r.takeLatest(ctx); err != nil {
+		return r.failed("put", err)
+	}
 	rev, err := r.etcd.put(ctx, r.key, r.value, r.leases.held.id)
 	if err != nil {
 		return r.failed("put", err)
 	}
 	r.wrote(rev)
+	return nil
+}
+
+// takeLatest takes the value that is wanted once it can be sent: the one from before an outage is not to be seen after it.
+func (r *registration) takeLatest(ctx context.Context) error {
+	if err := r.etcd.ready(ctx); err != nil {
+		return err
+	}
+	r.value = r.latest()
 	return nil
 }
 
@@ -191,7 +202,9 @@ func (r *registration) wrote(rev int64) {
 // mend compares what was seen with what is wanted and writes at most once. It is done when the key is right, or is
 // another's.
 func (r *registration) mend(ctx context.Context) (done bool, err error) {
-	r.value = r.latest() // not sooner: a request before may have waited for the end of an outage
+	if err := r.takeLatest(ctx); err != nil {
+		return true, r.failed("put", err)
+	}
 	switch {
 	case r.isRight():
 		r.missing, r.conflict = false, false

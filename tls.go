@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -64,31 +66,51 @@ func (f *tlsFiles) loadCA() (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// rotatingTLS is gRPC's transport credentials from files that are read again at each handshake. etcd's own
-// transport.TLSInfo follows the certificate and its key, but not the CA.
-type rotatingTLS struct {
-	credentials.TransportCredentials // of the files as they were first
-	files                            *tlsFiles
+// transportTLS is gRPC's transport credentials with a configuration that is loaded at each handshake, so that files may
+// be replaced: etcd's own transport.TLSInfo follows the certificate and its key, but not the CA.
+type transportTLS struct {
+	credentials.TransportCredentials // for all but the handshake
+	load                             func() (*tls.Config, error)
 }
 
-func newRotatingTLS(files *tlsFiles) (*rotatingTLS, error) {
-	config, err := files.load()
-	if err != nil {
-		return nil, err
-	}
-	return &rotatingTLS{TransportCredentials: credentials.NewTLS(config), files: files}, nil
+func newTransportTLS(load func() (*tls.Config, error)) *transportTLS {
+	return &transportTLS{TransportCredentials: credentials.NewTLS(nil), load: load}
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
-func (r *rotatingTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	config, err := r.files.load()
+func (t *transportTLS) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	config, err := t.load()
 	if err != nil {
 		return nil, nil, err
 	}
-	return credentials.NewTLS(config).ClientHandshake(ctx, authority, conn)
+	secure, info, err := credentials.NewTLS(config).ClientHandshake(ctx, authority, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &alertConn{secure}, info, nil
 }
 
 // Clone implements credentials.TransportCredentials.
-func (r *rotatingTLS) Clone() credentials.TransportCredentials {
-	return &rotatingTLS{TransportCredentials: r.TransportCredentials.Clone(), files: r.files}
+func (t *transportTLS) Clone() credentials.TransportCredentials {
+	return &transportTLS{TransportCredentials: t.TransportCredentials.Clone(), load: t.load}
+}
+
+// alertConn is a TLS connection whose failed writes tell why the server has closed it. In TLS 1.3 a server refuses a
+// client's certificate after the handshake: its alert waits to be read while a write meets a broken pipe.
+type alertConn struct {
+	net.Conn
+}
+
+// alertWait is how long to wait for an alert, which is there already if there is one.
+const alertWait = 20 * time.Millisecond
+
+func (c *alertConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err == nil || c.SetReadDeadline(time.Now().Add(alertWait)) != nil {
+		return n, err
+	}
+	if _, alert := c.Read(make([]byte, 1)); alert != nil && strings.Contains(alert.Error(), "tls: ") {
+		return n, alert
+	}
+	return n, err
 }
