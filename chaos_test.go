@@ -164,7 +164,7 @@ func newChaos(t *testing.T, members int) *chaos {
 	t.Helper()
 	c := &chaos{
 		group:  etcdtest.StartProcessCluster(t, members),
-		random: rand.New(rand.NewPCG(*chaosSeed, uint64(members))), //nolint:gosec // a seed, not a secret
+		random: rand.New(rand.NewPCG(*chaosSeed, uint64(members))),
 	}
 	for _, m := range c.group.Members {
 		c.paths = append(c.paths, etcdtest.NewPath(t, m.Endpoints()[0]))

@@ -1140,7 +1140,7 @@ func TestAValueThatIsTooLargeIsToldSoAndLeavesTheOldOne(t *testing.T) {
 	require.NoError(t, requireIn(t, 2*time.Second, "Update to 1 MB", func() error { return p.Update(t.Context(), large) }))
 	for size, value := range map[string]string{"1.7 MB": tooLarge, "2 MB": strings.Repeat("x", 2<<20), "4 MB": farTooLarge} {
 		short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
+		t.Cleanup(cancel)
 		err := requireIn(t, 2*time.Second, "Update to "+size, func() error { return p.Update(short, value) })
 		require.ErrorContains(t, err, "large", "Update to %s", size)
 		q := discov.NewPublisher(etcd.Endpoints(), "svc", value, discov.WithId(2), discov.WithLogger(slog.New(slog.DiscardHandler)))

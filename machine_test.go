@@ -26,9 +26,6 @@ const fakeKey = "user.rpc/7"
 
 var quiet = WithLogger(slog.New(slog.DiscardHandler))
 
-// someTime is long enough for everything that is to happen without a further fault, TTLs apart.
-const someTime = 2 * time.Second
-
 func settle(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -347,7 +344,7 @@ type scenario struct {
 }
 
 func newScenario(t *testing.T, seed uint64) *scenario {
-	s := &scenario{t: t, random: rand.New(rand.NewPCG(seed, 1)), fake: newFakeEtcd(t)} //nolint:gosec // a seed, not a secret
+	s := &scenario{t: t, random: rand.New(rand.NewPCG(seed, 1)), fake: newFakeEtcd(t)}
 	opts := []PubOption{WithObserver(s.note), quiet}
 	if s.pick(2) == 0 {
 		opts = append(opts, WithId(7))

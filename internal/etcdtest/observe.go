@@ -146,7 +146,7 @@ func (o *Observer) observe(ctx context.Context, listed func()) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	o.relist(past, list, c, ctx)
+	o.relist(ctx, past, list, c)
 	listed()
 	defer func() {
 		o.mu.Lock()
@@ -219,7 +219,7 @@ func (o *Observer) sameLocked(resp *clientv3.GetResponse) bool {
 }
 
 // relist takes a list of all keys for the truth, and records what it did not know of.
-func (o *Observer) relist(past past, list *clientv3.GetResponse, c *clientv3.Client, session context.Context) {
+func (o *Observer) relist(session context.Context, past past, list *clientv3.GetResponse, c *clientv3.Client) {
 	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -2,7 +2,6 @@ package etcdtest_test
 
 import (
 	"bufio"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -251,7 +250,7 @@ func TestCloseFreesSwallowedDeafAndDelayedConnections(t *testing.T) {
 	require.Zero(t, p.Connections())
 	_, err := l.hear(5 * time.Second)
 	require.Error(t, err)
-	require.False(t, errors.Is(err, os.ErrDeadlineExceeded), err)
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
 	_, err = net.Dial("tcp", p.Endpoint())
 	require.ErrorIs(t, err, syscall.ECONNREFUSED)
 }
