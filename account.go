@@ -14,7 +14,7 @@ import (
 )
 
 // refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
-const refusedFor = 500 * time.Millisecond
+const refusedFor = 200 * time.Millisecond
 
 // An Authenticate may take authenticateLeast, and after each that took too long twice the time, up to authenticateMost.
 // It goes on when those who wait for it have given up: etcd does not stop its bcrypt either, so that asking anew would
@@ -56,8 +56,9 @@ type authentication struct {
 	err  error
 }
 
-func newAccount(as login, on *link) *account {
-	return &account{login: as, link: on, timeout: authenticateLeast}
+// newAccount begins with a token of another link's, if there is one.
+func newAccount(as login, on *link, token string) *account {
+	return &account{login: as, link: on, timeout: authenticateLeast, token: token, asked: token != ""}
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
@@ -79,6 +80,16 @@ func (a *account) current() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.token
+}
+
+// isAsking says whether an Authenticate is under way over a connection.
+func (a *account) isAsking() bool {
+	if a == nil || !a.link.connected() {
+		return false
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pending != nil
 }
 
 // ensure gets the first token.

@@ -205,14 +205,13 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 	p.status.Key, p.status.Registrations = r.key, r.puts
 	switch {
 	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
-	case isTooLarge(err) && r.keepOld():
-		p.rejected = p.taken
-		p.enterLocked(StatePublished, err)
-		return nil
 	case err != nil:
 		p.enterLocked(StateRegistering, err)
 	case r.conflict:
 		p.conflictLocked(r)
+	case r.refusal != nil:
+		p.rejected = p.taken
+		p.enterLocked(StatePublished, r.refusal)
 	default:
 		p.published = p.taken
 		p.takeover = p.takeover && !takeover

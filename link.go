@@ -30,7 +30,7 @@ const (
 	reconnectMost  = 500 * time.Millisecond
 	// patientConnect and briskConnect bound one try to connect. A brisk link notices within a second that a path
 	// which swallowed its first packets has healed; a patient one gets through where a handshake takes seconds. A
-	// connection in doubt is always given a spare of the other kind.
+	// connection in doubt is given a spare of either kind.
 	patientConnect = 20 * time.Second
 	briskConnect   = 400 * time.Millisecond
 	// briskReconnectMost is a brisk link's own reconnectMost: its tries are paced by their bound already.
@@ -70,11 +70,11 @@ func newLink() *link {
 	return l
 }
 
-// dial makes a link of the library's own. It does not wait for the connection.
-func dial(to *target, brisk bool) (*link, error) {
+// dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
+func dial(to *target, brisk bool, token string) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	config, err := l.config(to)
+	config, err := l.config(to, token)
 	if err == nil {
 		l.client, err = clientv3.New(config)
 	}
@@ -101,7 +101,7 @@ func (l *link) attach(client *clientv3.Client) {
 }
 
 // config is what the client is made with: our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) config(to *target) (clientv3.Config, error) {
+func (l *link) config(to *target, token string) (clientv3.Config, error) {
 	config := l.settings(to)
 	ofTarget := config.TLS
 	if to.tune != nil {
@@ -114,7 +114,7 @@ func (l *link) config(to *target) (clientv3.Config, error) {
 		load = to.files.load
 	}
 	l.takeTLS(&config, load)
-	l.takeAccount(&config)
+	l.takeAccount(&config, token)
 	return config, nil
 }
 
@@ -154,11 +154,11 @@ func (l *link) takeTLS(config *clientv3.Config, load func() (*tls.Config, error)
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config) {
+func (l *link) takeAccount(config *clientv3.Config, token string) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
-	l.account = newAccount(login{user: config.Username, pass: config.Password}, l)
+	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, token)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions,
 		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
@@ -275,7 +275,13 @@ type session struct {
 	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
 	// trips are slow: half of call, so that there is time left on another connection.
 	patience, maxPatience time.Duration
+	// misses counts the requests in a row that found no connection. The next waits longer: one that waits costs nothing,
+	// and goes out as soon as there is a connection.
+	misses atomic.Int32
 }
+
+// longestWait bounds a request that waits for a connection.
+const longestWait = 20 * time.Second
 
 var _ etcd = (*session)(nil)
 
@@ -288,10 +294,24 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	ctx = clientv3.WithRequireLeader(ctx)
 	if ctx.Value(wholeBound{}) == nil {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.call)
+		ctx, cancel = context.WithTimeout(ctx, s.bound())
 		defer cancel()
 	}
-	return plain(s.conn.do(ctx, s.patienceOn, request))
+	err := plain(s.conn.do(ctx, s.patienceOn, request))
+	if errors.Is(err, context.DeadlineExceeded) && !s.conn.connected() {
+		s.misses.Add(1)
+	} else {
+		s.misses.Store(0)
+	}
+	return err
+}
+
+// bound is that of the next request.
+func (s *session) bound() time.Duration {
+	if s.conn.connected() {
+		return s.call
+	}
+	return max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait))
 }
 
 // patienceOn stretches the patience where round trips are slow.

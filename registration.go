@@ -44,6 +44,10 @@ type registration struct {
 
 	// key is the full key on the lease held last, value what it is to hold, as it was wanted last.
 	key, value string
+	// accepted is the value that etcd took last, and refused one that is too large for it, with why: nil where there is
+	// none.
+	accepted, refused string
+	refusal           error
 	// seen is what etcd held when it was last read or written, at revision rev.
 	seen entry
 	rev  int64
@@ -93,6 +97,7 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			r.leases.lost()
+		case isTooLarge(err) && r.refuse(err):
 		default:
 			return err
 		}
@@ -100,12 +105,12 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 	return r.failed("register", errStillChanging)
 }
 
-// keepOld settles for the value that etcd holds, where there is one.
-func (r *registration) keepOld() bool {
-	if !r.seen.exists() || r.seen.lease != r.leases.held.id {
+// refuse notes that etcd does not take the value, and settles for the one that it took last, if there is one.
+func (r *registration) refuse(err error) bool {
+	if r.accepted == "" || r.value == r.accepted {
 		return false
 	}
-	r.value, r.settled = r.seen.value, true
+	r.refused, r.refusal, r.known = r.value, err, false
 	return true
 }
 
@@ -189,6 +194,11 @@ func (r *registration) takeLatest(ctx context.Context) error {
 		return err
 	}
 	r.value = r.latest()
+	if r.refusal != nil && r.value == r.refused {
+		r.value = r.accepted
+	} else {
+		r.refusal = nil
+	}
 	return nil
 }
 
@@ -196,6 +206,7 @@ func (r *registration) wrote(rev int64) {
 	r.seen = entry{value: r.value, lease: r.leases.held.id, rev: rev}
 	r.noteRev(rev)
 	r.missing, r.conflict = false, false
+	r.accepted = r.value
 	r.puts++
 }
 

@@ -142,7 +142,7 @@ func (c *conn) open() {
 		c.cur = borrow(c.to.client)
 		return
 	}
-	c.cur, c.openErr = dial(c.to, false)
+	c.cur, c.openErr = dial(c.to, false, "")
 }
 
 func (c *conn) close() {
@@ -161,6 +161,13 @@ func (c *conn) enter() *link {
 	defer c.mu.Unlock()
 	c.cur.calls.Add(1)
 	return c.cur
+}
+
+// connected says whether the link of now has a connection.
+func (c *conn) connected() bool {
+	l := c.enter()
+	defer l.calls.Done()
+	return l.connected()
 }
 
 // do makes a request over the link of now. When etcd is silent for the link's patience, the link is put in doubt; when
@@ -186,8 +193,8 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	defer context.AfterFunc(l.left, cancel)()
 	began, connected := time.Now(), l.connected()
 	every(ctx, patience, func() {
-		// With several members, one that is silent may hide behind the answers of the others.
-		if l.silentSince(began) || len(c.to.endpoints) > 1 {
+		// With several members, one that is silent may hide behind the answers of the others. A login takes its time.
+		if (l.silentSince(began) || len(c.to.endpoints) > 1) && !l.account.isAsking() {
 			c.suspect(l)
 		}
 	})
@@ -243,17 +250,24 @@ func (c *conn) suspect(l *link) {
 	c.running.Go(func() { c.examine(l) })
 }
 
-// examine finds out whether etcd or the connection is at fault. The link is given a spare, of the other kind, and both
-// are asked until one answers, for as long as an outage may last. If it is the spare, it takes over.
+// examine finds out whether etcd or the connection is at fault. The link is given two spares, a patient and a brisk one,
+// and all are asked until one answers, for as long as an outage may last. If it is a spare, it takes over.
 func (c *conn) examine(l *link) {
+	token := l.account.current()
 	for c.ctx.Err() == nil {
-		spare, err := dial(c.to, !l.brisk)
+		patient, err := dial(c.to, false, token)
 		if err != nil {
 			break // bad files or tuning; the link in doubt may still recover
 		}
-		if c.settle(l, spare) {
+		brisk, err := dial(c.to, true, token)
+		if err != nil {
+			patient.close()
+			break
+		}
+		if c.settle(l, []*link{patient, brisk}) {
 			return
 		}
+		token = "" // one from before a restore of etcd makes calls hang
 	}
 	c.acquit()
 }
@@ -265,12 +279,12 @@ func (c *conn) acquit() {
 	c.acquitted = time.Now()
 }
 
-// settle asks both until one answers, and says no where the spare has stalled as well.
-func (c *conn) settle(l, spare *link) bool {
+// settle asks all until one answers, and says no where a spare has stalled as well.
+func (c *conn) settle(l *link, spares []*link) bool {
 	ctx, cancel := context.WithCancel(c.ctx)
 	var asking sync.WaitGroup
-	answered := make(chan *link, 2)
-	stalled := make(chan struct{})
+	answered := make(chan *link, 1+len(spares))
+	stalled := make(chan struct{}, len(spares))
 	asking.Go(func() {
 		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
 			if l.probe(ctx, len(c.to.endpoints)) {
@@ -279,45 +293,49 @@ func (c *conn) settle(l, spare *link) bool {
 			}
 		}
 	})
-	asking.Go(func() {
-		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
-			if spare.probe(ctx, 1) {
-				answered <- spare
-				return
+	for _, spare := range spares {
+		asking.Go(func() {
+			for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+				if spare.probe(ctx, 1) {
+					answered <- spare
+					return
+				}
+				if spare.connected() {
+					stalled <- struct{}{}
+					return
+				}
 			}
-			if spare.connected() {
-				close(stalled)
-				return
-			}
-		}
-	})
-	winner := c.firstToAnswer(l, spare, answered, stalled)
+		})
+	}
+	winner := c.firstToAnswer(l, answered, stalled)
 	cancel()
 	asking.Wait()
-	if winner != spare {
-		spare.close()
+	for _, spare := range spares {
+		if spare != winner {
+			spare.close()
+		}
 	}
 	switch winner {
 	case nil:
 		return false
-	case spare:
-		c.moveTo(spare)
-	default:
+	case l:
 		c.acquit()
+	default:
+		c.moveTo(winner)
 	}
 	return true
 }
 
 // firstToAnswer waits for the winner, nil where there is none.
-func (c *conn) firstToAnswer(l, spare *link, answered <-chan *link, stalled <-chan struct{}) *link {
+func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan struct{}) *link {
 	began := time.Now()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
 		select {
 		case winner := <-answered:
-			if winner == spare && !l.silentSince(began) {
-				return c.afterHeadStart(answered, spare)
+			if winner != l && !l.silentSince(began) {
+				return c.afterHeadStart(l, winner, answered)
 			}
 			return winner
 		case <-stalled:
@@ -334,16 +352,21 @@ func (c *conn) firstToAnswer(l, spare *link, answered <-chan *link, stalled <-ch
 }
 
 // afterHeadStart gives the link in doubt its head start.
-func (c *conn) afterHeadStart(answered <-chan *link, spare *link) *link {
+func (c *conn) afterHeadStart(l, spare *link, answered <-chan *link) *link {
 	late := time.NewTimer(headStart)
 	defer late.Stop()
-	select {
-	case l := <-answered:
-		return l
-	case <-late.C:
-	case <-c.ctx.Done():
+	for {
+		select {
+		case other := <-answered:
+			if other == l {
+				return l
+			}
+		case <-late.C:
+			return spare
+		case <-c.ctx.Done():
+			return spare
+		}
 	}
-	return spare
 }
 
 // moveTo makes the spare the link of now. Calls on the old one end and are made again on the spare, watchers end.
