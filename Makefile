@@ -10,7 +10,7 @@ COVER_MIN := 90
 OUT ?= .
 
 # Most of the tests wait for etcd most of the time, so more of them than cores may run at once.
-PARALLEL ?= 14
+PARALLEL ?= 12
 
 SEED ?= 1
 ROUNDS ?= 20

@@ -14,7 +14,7 @@ import (
 )
 
 // refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
-const refusedFor = 200 * time.Millisecond
+const refusedFor = 300 * time.Millisecond
 
 // An Authenticate may take authenticateLeast, and after each that took too long twice the time, up to authenticateMost.
 // It goes on when those who wait for it have given up: etcd does not stop its bcrypt either, so that asking anew would
