@@ -22,6 +22,8 @@ const refusedFor = 300 * time.Millisecond
 const (
 	authenticateLeast = 5 * time.Second
 	authenticateMost  = time.Minute
+	// longLogin is when a login that has no answer is a reason for doubt as well.
+	longLogin = 3 * time.Second
 )
 
 // login is an etcd user and password.
@@ -52,8 +54,9 @@ type account struct {
 
 // authentication is one call to Authenticate. err may be read once done is closed.
 type authentication struct {
-	done chan struct{}
-	err  error
+	began time.Time
+	done  chan struct{}
+	err   error
 }
 
 // newAccount begins with a token of another link's, if there is one.
@@ -82,14 +85,14 @@ func (a *account) current() string {
 	return a.token
 }
 
-// isAsking says whether an Authenticate is under way over a connection.
+// isAsking says whether an Authenticate is under way over a connection, and for no longer than a busy etcd may need.
 func (a *account) isAsking() bool {
 	if a == nil || !a.link.connected() {
 		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.pending != nil
+	return a.pending != nil && time.Since(a.pending.began) < longLogin
 }
 
 // ensure gets the first token.
@@ -170,7 +173,7 @@ func (a *account) join(rejected string) (*authentication, error) {
 	case a.refused != nil && time.Since(a.since) < refusedFor:
 		return nil, a.refused
 	case a.pending == nil:
-		one := &authentication{done: make(chan struct{})}
+		one := &authentication{began: time.Now(), done: make(chan struct{})}
 		a.pending = one
 		a.link.streams.Go(func() { a.authenticate(one, a.timeout) })
 	}

@@ -29,6 +29,7 @@ type fakeEtcd struct {
 	up       chan struct{} // closed while etcd answers
 	trouble  func(op string) trouble
 	releases int
+	tooLarge string // a value that is refused
 }
 
 type fakeLease struct {
@@ -301,6 +302,9 @@ func (f *fakeEtcd) get(ctx context.Context, key string) (now entry, rev int64, e
 
 func (f *fakeEtcd) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
 	err = f.do(ctx, "put", func() error {
+		if value == f.tooLarge {
+			return rpctypes.ErrRequestTooLarge
+		}
 		if f.leases[id] == nil {
 			return rpctypes.ErrLeaseNotFound
 		}
@@ -316,6 +320,9 @@ func (f *fakeEtcd) putOver(ctx context.Context, was entry, key, value string, id
 		now, rev = f.keys[key], f.rev
 		if now.rev != was.rev {
 			return nil
+		}
+		if value == f.tooLarge {
+			return rpctypes.ErrRequestTooLarge
 		}
 		if f.leases[id] == nil {
 			return rpctypes.ErrLeaseNotFound

@@ -54,7 +54,10 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 		suffixed: !p.opts.exactKey,
 		id:       p.opts.id,
 	}
-	r.leases = leases{etcd: on, asked: p.opts.ttl, onRenew: p.noteLease}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r.leases = leases{etcd: on, asked: p.opts.ttl, former: p.left, onRenew: p.noteLease}
+	p.left = nil
 	return r
 }
 
@@ -92,6 +95,9 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 	left := p.undo(bound, r)
 	release()
 	p.finish(err, left)
+	if left != nil {
+		err = fmt.Errorf("%w; %w", err, left)
+	}
 	first.err <- err
 }
 
@@ -157,9 +163,21 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	defer cancel()
 	for retry := newBackoff(); ; {
 		if err := r.withdraw(ctx); err == nil || isFinal(err) || !retry.wait(ctx) {
-			return err
+			return p.leave(r, err)
 		}
 	}
+}
+
+// leave notes the leases that could not be revoked, for the next KeepAlive to do it, and returns what is to be told. One
+// that etcd has refused to grant is not among them.
+func (p *Publisher) leave(r *registration, err error) error {
+	if err == nil || !r.leases.mayExist() {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left = r.leases.former
+	return &WithdrawError{Key: r.key, Until: r.leases.gone(), Err: err}
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
@@ -185,7 +203,10 @@ func (p *Publisher) publish(ctx context.Context, r *registration) {
 			continue
 		}
 		began := time.Now()
-		p.hold(ctx, r)
+		doubt := p.hold(ctx, r)
+		if errors.Is(doubt, errValueUpdated) {
+			continue
+		}
 		if quick++; time.Since(began) > calm {
 			quick = 0
 			retry.reset()
@@ -202,7 +223,10 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 	err := r.reconcile(ctx, takeover)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.status.Key, p.status.Registrations = r.key, r.puts
+	if r.isNamed() {
+		p.status.Key = r.key
+	}
+	p.status.Registrations = r.puts
 	switch {
 	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
 	case err != nil:
@@ -211,6 +235,7 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 		p.conflictLocked(r)
 	case r.refusal != nil:
 		p.rejected = p.taken
+		p.takeover = p.takeover && !takeover
 		p.enterLocked(StatePublished, r.refusal)
 	default:
 		p.published = p.taken
@@ -267,19 +292,20 @@ func (p *Publisher) enterRegisteringLocked() {
 }
 
 // hold keeps the registration until there is a doubt, and tells of one that is a loss.
-func (p *Publisher) hold(ctx context.Context, r *registration) {
+func (p *Publisher) hold(ctx context.Context, r *registration) (doubt error) {
 	p.mu.Lock()
 	updated := p.updated
 	p.mu.Unlock()
-	doubt := r.hold(ctx, updated)
+	doubt = r.hold(ctx, updated)
 	if ctx.Err() != nil {
-		return
+		return doubt
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if isLoss(doubt) && p.status.State == StatePublished {
 		p.enterLocked(StateRegistering, doubt)
 	}
+	return doubt
 }
 
 // isLoss says whether a doubt means that the key is not there, or not right. The rest may turn out well.
@@ -300,7 +326,10 @@ func (p *Publisher) stayWithdrawn(ctx context.Context, r *registration) {
 func (p *Publisher) withdrawForGood(r *registration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), max(p.opts.ttl, p.Status().TTL))
 	defer cancel()
-	return p.withdraw(ctx, r)
+	if err := p.withdraw(ctx, r); err != nil {
+		return &WithdrawError{Key: r.key, Until: r.leases.gone(), Err: err}
+	}
+	return nil
 }
 
 // withdraw revokes the leases of ours, again and again until ctx is done.
@@ -386,6 +415,7 @@ func (p *Publisher) finish(failed, left error) {
 		return
 	}
 	p.clearLeaseLocked()
+	p.outcome = left
 	p.enterLocked(StateIdle, failed)
 	if p.paused {
 		p.enterLocked(StatePaused, failed)
@@ -393,10 +423,8 @@ func (p *Publisher) finish(failed, left error) {
 }
 
 func (p *Publisher) finishStopLocked(left error) {
-	if left != nil {
-		p.outcome = &WithdrawError{Key: p.nameLocked(), Until: p.status.Until, Err: left}
-	}
-	if p.status.State == StateRegistering {
+	p.outcome = left
+	if p.status.State == StateRegistering || p.status.State == StatePublished {
 		p.enterLocked(StateWithdrawing, nil)
 	}
 	p.enterLocked(StateStopped, left)

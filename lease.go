@@ -16,20 +16,22 @@ type lease struct {
 	// granted says that etcd has confirmed it; until then it may exist or not.
 	granted bool
 	ttl     time.Duration
-	// until is when the lease ends if nobody renews it, by our clock: counted from before the last request that may
-	// have been applied.
-	until time.Time
+	// until is when the lease ends at the soonest if nobody renews it, by our clock: counted from before the last request
+	// that was answered. gone is when it ends at the latest: counted from the end of the last request, answered or not.
+	until, gone time.Time
 	// renewal is when the next one is due.
 	renewal time.Time
 	// denied says that etcd refused to renew it. It is asked alone then, because a denial ends the stream of all.
 	denied bool
+	// refused says that etcd refused to grant it.
+	refused bool
 }
 
 // renewed notes that etcd gave the lease its TTL, answering a request made at asked.
 func (l *lease) renewed(asked time.Time, seconds int64) {
 	l.granted, l.denied = true, false
 	l.ttl = time.Duration(seconds) * time.Second
-	l.until = asked.Add(l.ttl)
+	l.until, l.gone = asked.Add(l.ttl), time.Now().Add(l.ttl)
 	// A third of the TTL, as the client does: it leaves two more tries.
 	l.renewal = asked.Add(jitter(l.ttl / 3))
 }
@@ -69,9 +71,10 @@ func (ls *leases) grant(ctx context.Context) error {
 	if ls.held.id == clientv3.NoLease {
 		ls.held = lease{id: newLeaseID()}
 	}
-	ls.held.until = asked.Add(ls.asked)
 	seconds, err := ls.etcd.grant(ctx, ls.held.id, int64(ls.asked/time.Second))
+	ls.held.gone = time.Now().Add(ls.asked)
 	if err != nil {
+		ls.held.refused = isEtcdError(err) && isFinal(err)
 		return err
 	}
 	ls.held.renewed(asked, max(seconds, int64(ls.asked/time.Second)))
@@ -117,6 +120,8 @@ func (ls *leases) take(one renewal) error {
 		ls.lost()
 	case isDenied(one.err):
 		ls.held.denied = true
+	default:
+		ls.held.gone = time.Now().Add(ls.held.ttl)
 	}
 	return one.err
 }
@@ -126,6 +131,7 @@ func (ls *leases) lost() {
 	ls.past = append(ls.past, ls.held.id)
 	ls.past = ls.past[max(0, len(ls.past)-pastLeases):]
 	ls.held = lease{}
+	ls.onRenew(ls.held)
 }
 
 // discard makes the lease held a former one.
@@ -136,23 +142,26 @@ func (ls *leases) discard() {
 	}
 }
 
-// sweep revokes the former leases. One that could not be revoked stays for the next sweep.
+// sweep revokes the former leases. Those that could not be revoked stay for the next sweep.
 func (ls *leases) sweep(ctx context.Context) error {
-	var errs []error
-	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool {
-		err := ls.etcd.revoke(ctx, one.id)
-		if err != nil {
-			errs = append(errs, err)
+	for len(ls.former) > 0 {
+		if err := ls.etcd.revoke(ctx, ls.former[0].id); err != nil {
+			return err
 		}
-		return err == nil
-	})
-	return errors.Join(errs...)
+		ls.former = ls.former[1:]
+	}
+	return nil
+}
+
+// mayExist says whether one of the former leases may be there: not where etcd has refused to grant it.
+func (ls *leases) mayExist() bool {
+	return slices.ContainsFunc(ls.former, func(one lease) bool { return !one.refused })
 }
 
 // reviveAll makes the past leases former ones, to be revoked: etcd was restored, and one may be there again.
 func (ls *leases) reviveAll() {
 	for _, id := range ls.past {
-		ls.former = append(ls.former, lease{id: id, until: time.Now().Add(ls.asked)})
+		ls.former = append(ls.former, lease{id: id, gone: time.Now().Add(ls.asked)})
 	}
 	ls.past = nil
 }
@@ -169,12 +178,12 @@ func (ls *leases) isPast(id clientv3.LeaseID) bool {
 	return slices.Contains(ls.past, id)
 }
 
-// gone is when the last former lease ends by itself.
+// gone is when the last former lease ends by itself, at the latest.
 func (ls *leases) gone() time.Time {
 	var last time.Time
 	for _, one := range ls.former {
-		if one.until.After(last) {
-			last = one.until
+		if one.gone.After(last) {
+			last = one.gone
 		}
 	}
 	return last

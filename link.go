@@ -185,12 +185,13 @@ func (l *link) close() {
 	}
 }
 
-// outlast is ctx with its deadline, but not cancelled with it: only when the link is left.
-func (l *link) outlast(ctx context.Context) (context.Context, context.CancelFunc) {
+// outlast is ctx with its deadline, but not cancelled with it: only by a time later, or when the link is left.
+func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
 	deadline, _ := ctx.Deadline()
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	stop := context.AfterFunc(l.left, cancel)
-	return ctx, func() { stop(); cancel() }
+	longer, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	stopLeft := context.AfterFunc(l.left, cancel)
+	stopLate := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
+	return longer, func() { stopLeft(); stopLate(); cancel() }
 }
 
 // closedByCaller says whether the caller has closed a client that was given with WithClient. A call on it would take
@@ -275,12 +276,11 @@ type session struct {
 	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
 	// trips are slow: half of call, so that there is time left on another connection.
 	patience, maxPatience time.Duration
-	// misses counts the requests in a row that found no connection. The next waits longer: one that waits costs nothing,
-	// and goes out as soon as there is a connection.
+	// misses counts the waits for a connection that were in vain, since there was one last.
 	misses atomic.Int32
 }
 
-// longestWait bounds a request that waits for a connection.
+// longestWait bounds a wait for a connection, which costs nothing and ends as soon as there is one.
 const longestWait = 20 * time.Second
 
 var _ etcd = (*session)(nil)
@@ -292,26 +292,30 @@ type wholeBound struct{}
 // do makes one request, over the next link where the conn moves on meanwhile.
 func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
 	ctx = clientv3.WithRequireLeader(ctx)
-	if ctx.Value(wholeBound{}) == nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, s.bound())
-		defer cancel()
+	if ctx.Value(wholeBound{}) != nil {
+		return plain(s.conn.do(ctx, s.patienceOn, request))
 	}
-	err := plain(s.conn.do(ctx, s.patienceOn, request))
-	if errors.Is(err, context.DeadlineExceeded) && !s.conn.connected() {
-		s.misses.Add(1)
-	} else {
-		s.misses.Store(0)
+	if err := s.connect(ctx); err != nil {
+		return plain(err)
 	}
-	return err
+	ctx, cancel := context.WithTimeout(ctx, s.call)
+	defer cancel()
+	return plain(s.conn.do(ctx, s.patienceOn, request))
 }
 
-// bound is that of the next request.
-func (s *session) bound() time.Duration {
+// connect waits until there is a connection, longer each time that there is none.
+func (s *session) connect(ctx context.Context) error {
 	if s.conn.connected() {
-		return s.call
+		s.misses.Store(0)
+		return nil
 	}
-	return max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait))
+	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
+	defer cancel()
+	err := s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
+	if err != nil {
+		s.misses.Add(1)
+	}
+	return err
 }
 
 // patienceOn stretches the patience where round trips are slow.
@@ -328,7 +332,7 @@ func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (gr
 		if l.connected() {
 			// Bounded, not cancelled: etcd might grant the lease after it was revoked.
 			var cancel context.CancelFunc
-			ctx, cancel = l.outlast(ctx)
+			ctx, cancel = l.outlast(ctx, s.call)
 			defer cancel()
 		}
 		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))

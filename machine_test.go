@@ -170,6 +170,67 @@ func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
 	})
 }
 
+func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		f.meets(func(op string) trouble {
+			switch op {
+			case "put":
+				return trouble{after: errors.New("connection reset")}
+			case "revoke":
+				return trouble{before: errors.New("connection refused")}
+			default:
+				return trouble{}
+			}
+		})
+		var left *WithdrawError
+		require.ErrorAs(t, p.KeepAlive(), &left)
+		require.Equal(t, fakeKey, left.Key)
+		require.ErrorAs(t, p.PauseContext(t.Context()), &left, "it is not gone")
+		require.True(t, f.at(fakeKey).exists())
+		time.Sleep(time.Until(left.Until))
+		synctest.Wait()
+		require.False(t, f.at(fakeKey).exists())
+		require.NoError(t, p.StopContext(t.Context()))
+	})
+}
+
+func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		for i := range 50 {
+			began := time.Now()
+			require.NoError(t, p.Update(t.Context(), fmt.Sprint(i)))
+			require.Less(t, time.Since(began), 10*time.Millisecond)
+			time.Sleep(700 * time.Millisecond)
+		}
+		p.Stop()
+	})
+}
+
+func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.tooLarge = "huge"
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
+		require.Equal(t, "v0", f.at(fakeKey).value)
+		p.Pause()
+		require.NoError(t, p.ResumeContext(t.Context()))
+		require.Equal(t, "v0", f.at(fakeKey).value)
+		f.lend(99)
+		f.set(fakeKey, "another", 99)
+		settle(time.Second)
+		require.Equal(t, StateConflict, p.Status().State)
+		require.Equal(t, "another", f.at(fakeKey).value)
+		p.Stop()
+	})
+}
+
 func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
@@ -372,6 +433,8 @@ func (s *scenario) tell(format string, args ...any) {
 func (s *scenario) run() {
 	defer func() {
 		if s.t.Failed() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
 			s.t.Logf("%s\nevents: %v\n%v", strings.Join(s.story, "\n"), s.events, s.fake)
 		}
 	}()

@@ -157,7 +157,7 @@ func WithPubEtcdTLS(certFile, certKeyFile, caFile string, insecureSkipVerify boo
 	}
 }
 
-// WithTLSConfig sets the TLS configuration of the connection; it is cloned. It excludes WithPubEtcdTLS. Publishers share
+// WithTLSConfig sets the TLS configuration of the connection, which must not be changed afterwards. It excludes WithPubEtcdTLS. Publishers share
 // a connection when they share the *tls.Config. Defaults to no TLS, unless an endpoint says https.
 func WithTLSConfig(config *tls.Config) PubOption {
 	return func(p *Publisher) {
@@ -240,7 +240,7 @@ func (p *Publisher) validate() error {
 	if p.prefix == "" {
 		o.reject(ErrKey, "the key is empty")
 	}
-	if p.firstValue == "" {
+	if p.Status().Value == "" {
 		o.reject(ErrValue, "the value of key %q is empty", p.prefix)
 	}
 	if o.exactKey && o.hasID {

@@ -28,7 +28,8 @@ var (
 	// ErrStarted is returned by KeepAlive while an earlier KeepAlive's registration is under way or kept.
 	ErrStarted = errors.New("already started")
 	// ErrStopped is returned by every call after Stop, and by a call that Stop cut short.
-	ErrStopped = errors.New("stopped")
+	ErrStopped    = errors.New("stopped")
+	errNotStarted = errors.New("not started")
 	// ErrSuperseded is returned by PauseContext when a Resume, and by ResumeContext when a Pause, came before it was
 	// done.
 	ErrSuperseded = errors.New("superseded by a later call")
@@ -105,10 +106,9 @@ func newLatch() latch {
 // One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
 // value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
 type Publisher struct {
-	endpoints  []string
-	prefix     string
-	firstValue string
-	opts       options
+	endpoints []string
+	prefix    string
+	opts      options
 
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
@@ -132,7 +132,8 @@ type Publisher struct {
 
 	running   bool          // whether there is a goroutine
 	done      chan struct{} // closed when nothing is to come after Stop
-	outcome   error         // of Stop, written before done is closed
+	outcome   error         // what could not be withdrawn: of Stop, written before done is closed, or of a KeepAlive that failed
+	left      []lease       // that a KeepAlive that failed could not revoke
 	taken     uint64        // updates when the goroutine took the value last
 	published uint64        // updates at the last time that etcd held the latest value
 	rejected  uint64        // updates when etcd last refused a value for its size
@@ -145,18 +146,17 @@ type Publisher struct {
 // are those of one etcd cluster, as host:port or as URLs. Bad input is reported by KeepAlive.
 func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Publisher {
 	p := &Publisher{
-		endpoints:  slices.Clone(endpoints),
-		prefix:     key,
-		firstValue: value,
-		value:      value,
-		opts:       defaultOptions(),
-		updated:    make(chan struct{}),
-		pause:      newLatch(),
-		resume:     newLatch(),
-		stop:       newLatch(),
-		done:       make(chan struct{}),
-		changed:    make(chan struct{}),
-		withdrawn:  true,
+		endpoints: slices.Clone(endpoints),
+		prefix:    key,
+		value:     value,
+		opts:      defaultOptions(),
+		updated:   make(chan struct{}),
+		pause:     newLatch(),
+		resume:    newLatch(),
+		stop:      newLatch(),
+		done:      make(chan struct{}),
+		changed:   make(chan struct{}),
+		withdrawn: true,
 	}
 	p.resume.set()
 	for _, opt := range opts {
@@ -169,7 +169,9 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 	if life := p.opts.life; life != nil && life.Err() != nil {
 		p.beginStop()
 	} else if life != nil {
-		p.unfollow = context.AfterFunc(p.opts.life, p.beginStop)
+		p.mu.Lock() // life may end right now
+		p.unfollow = context.AfterFunc(life, p.beginStop)
+		p.mu.Unlock()
 	}
 	return p
 }
@@ -240,7 +242,7 @@ func (p *Publisher) start(ctx context.Context, first *outcome) error {
 	case p.running:
 		return p.refused("keep alive", ErrStarted)
 	}
-	p.running, p.takeover = true, true
+	p.running, p.takeover, p.outcome = true, true, nil
 	p.status.Err = nil
 	go p.run(ctx, first)
 	return nil
@@ -273,7 +275,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	}
 	if !p.running {
 		p.enterLocked(StatePaused, nil)
-		return nil
+		return p.leftLocked()
 	}
 	return p.awaitLocked(ctx, func() (bool, error) {
 		switch {
@@ -323,7 +325,9 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 
 // Update publishes another value under the same key and lease, and returns when it is in etcd. The latest value wins,
 // also when it was set in an outage; before KeepAlive and while paused it is kept for later. A value equal to the latest
-// writes nothing. An error means that it was not in etcd in time; it is tried again in the background.
+// writes nothing. An error means that it was not in etcd in time: it is tried again in the background, unless it is too
+// large for etcd, when the one before stays; or, for ErrConflict, that another instance holds the key. After ErrStopped
+// and ErrValue nothing is tried.
 func (p *Publisher) Update(ctx context.Context, value string) error {
 	if value == "" {
 		return fmt.Errorf("discov: update %s: %w: it is empty", p.prefix, ErrValue)
@@ -352,8 +356,10 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 // isPublishedLocked says whether etcd holds a value at least as new as the update, or that it will not.
 func (p *Publisher) isPublishedLocked(call string, update uint64) (bool, error) {
 	switch {
-	case p.stopping || !p.running:
+	case p.stopping:
 		return true, p.refused(call, ErrStopped)
+	case !p.running:
+		return true, p.refused(call, errors.Join(errNotStarted, p.status.Err))
 	case p.paused:
 		return true, p.refused(call, ErrSuperseded)
 	case p.takeover:
@@ -362,8 +368,10 @@ func (p *Publisher) isPublishedLocked(call string, update uint64) (bool, error) 
 		return true, p.refused(call, ErrConflict)
 	case update > p.published && update <= p.rejected:
 		return true, p.status.Err
+	case p.status.State == StatePublished && p.published >= update:
+		return true, nil
 	default:
-		return p.status.State == StatePublished && p.published >= update, p.status.Err
+		return false, p.status.Err
 	}
 }
 
@@ -405,9 +413,19 @@ func (p *Publisher) beginStop() {
 	p.resume.set()
 	p.wakeLocked()
 	if !p.running {
-		p.enterLocked(StateStopped, nil)
+		p.outcome = p.leftLocked()
+		p.enterLocked(StateStopped, p.outcome)
 		close(p.done)
 	}
+}
+
+// leftLocked is what a KeepAlive that failed could not withdraw, until it is gone by itself.
+func (p *Publisher) leftLocked() error {
+	var left *WithdrawError
+	if errors.As(p.outcome, &left) && time.Now().Before(left.Until) {
+		return left
+	}
+	return nil
 }
 
 // Status returns a snapshot. It is cheap.
@@ -429,11 +447,12 @@ func (p *Publisher) bound(ctx context.Context) (context.Context, context.CancelF
 // that settled had last.
 func (p *Publisher) awaitLocked(ctx context.Context, settled func() (bool, error)) error {
 	for {
+		over := ctx.Err() != nil
 		done, err := settled()
 		if done {
 			return err
 		}
-		if ctx.Err() != nil {
+		if over {
 			return p.unsettledLocked(ctx, err)
 		}
 		changed := p.changed
@@ -467,6 +486,9 @@ func (p *Publisher) nameLocked() string {
 
 func (p *Publisher) withdrawErrorLocked(ctx context.Context) error {
 	cause := context.Cause(ctx)
+	if cause == nil {
+		cause = context.DeadlineExceeded // about to be
+	}
 	if p.status.Err != nil {
 		cause = fmt.Errorf("%w: %w", cause, p.status.Err)
 	}

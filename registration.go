@@ -77,6 +77,11 @@ func (r *registration) fullKey() string {
 	}
 }
 
+// isNamed says whether the key is whole: one that ends with a lease ID is so once there is a lease.
+func (r *registration) isNamed() bool {
+	return !r.suffixed || r.id != 0 || r.leases.held.granted
+}
+
 // reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
 // takeover it puts over whatever is there; without, it leaves the key to another instance that holds it, and says so in
 // conflict.
@@ -126,6 +131,7 @@ func (r *registration) failed(step string, err error) error {
 // secureKey makes the key right on the lease held.
 func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error {
 	if takeover {
+		r.known = false
 		return r.put(ctx)
 	}
 	switch {
@@ -240,7 +246,7 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		return false, nil
 	}
 	if r.conflict {
-		r.taken = append(r.taken, time.Now())
+		r.taken = append(r.taken[max(0, len(r.taken)-takeBacks+1):], time.Now())
 	}
 	r.wrote(rev)
 	return true, nil
@@ -272,7 +278,7 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 	defer func() {
 		cancel()
 		if answer != nil {
-			<-answer
+			_ = r.leases.take(<-answer) // what is to be known of the lease's end
 		}
 	}()
 	news := watch.signal

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -186,7 +185,7 @@ func (c *conn) do(ctx context.Context, patience func(*link) time.Duration, reque
 
 func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, request func(context.Context, *link) error) error {
 	if l.closedByCaller() {
-		return errClientClosed
+		return ErrClientClosed
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -233,7 +232,7 @@ func (c *conn) watch(key string, rev int64) *watcher {
 	defer l.calls.Done()
 	if l.closedByCaller() {
 		w := newWatcher(func() {})
-		w.end(errClientClosed)
+		w.end(ErrClientClosed)
 		return w
 	}
 	return l.watches.watch(key, rev)
@@ -254,7 +253,7 @@ func (c *conn) suspect(l *link) {
 // and all are asked until one answers, for as long as an outage may last. If it is a spare, it takes over.
 func (c *conn) examine(l *link) {
 	token := l.account.current()
-	for c.ctx.Err() == nil {
+	for again := newBackoff(); c.ctx.Err() == nil; again.wait(c.ctx) {
 		patient, err := dial(c.to, false, token)
 		if err != nil {
 			break // bad files or tuning; the link in doubt may still recover
@@ -379,5 +378,6 @@ func (c *conn) moveTo(spare *link) {
 	c.running.Go(old.close)
 }
 
-// errClientClosed is told where the caller has closed the client given with WithClient.
-var errClientClosed = fmt.Errorf("the client given with WithClient was closed")
+// ErrClientClosed is told, in errors and in Status, where the caller has closed the client given with WithClient. It can
+// never be used again; Stop the Publisher.
+var ErrClientClosed = errors.New("the client given with WithClient was closed")

@@ -3,6 +3,7 @@ package discov
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -58,16 +59,20 @@ type renewRequest struct {
 // renew asks for one renewal over the shared stream and waits for the answer, over the next stream where one ends or has
 // been silent for patience.
 func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time.Duration) (ttl, rev int64, err error) {
-	retry := newBackoff()
-	for {
+	var ended error // why the last stream did
+	for retry := newBackoff(); ; {
 		one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 		asked := time.Now()
 		stream := r.ask(one)
-		if ttl, rev, err = stream.await(one, asked, patience); !errors.Is(err, errStreamEnded) {
+		ttl, rev, err = stream.await(one, asked, patience)
+		switch {
+		case err != nil && err == ctx.Err() && ended != nil: //nolint:errorlint // await returns it as it stands
+			return 0, 0, ended
+		case !errors.Is(err, errStreamEnded):
 			return ttl, rev, err
 		}
-		if !retry.wait(ctx) {
-			return 0, 0, err
+		if ended = err; !retry.wait(ctx) {
+			return 0, 0, ended
 		}
 	}
 }
@@ -226,8 +231,12 @@ func (s *renewalStream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
+	ended := errStreamEnded
+	if err != nil && !isDenied(err) { // a denial is that of one request
+		ended = fmt.Errorf("%w: %w", errStreamEnded, err)
+	}
 	for i, one := range append(s.unheard, s.unsent...) {
-		one.err = errStreamEnded
+		one.err = ended
 		if i == 0 && len(s.unheard) > 0 && isDenied(err) {
 			one.err = err
 		}

@@ -124,13 +124,11 @@ func (t *teller) next() (event Event, missed int, ok bool) {
 
 // guard runs the user's code. A panic in it, or slowness, goes to the log.
 func (t *teller) guard(whose string, run func()) {
-	began := time.Now()
+	slow := time.AfterFunc(slowObserver, func() { t.lastWord("discov: the " + whose + " is slow") })
 	defer func() {
+		slow.Stop()
 		if p := recover(); p != nil {
 			t.lastWord("discov: the "+whose+" panicked", "panic", p)
-		}
-		if took := time.Since(began); took > slowObserver {
-			t.lastWord("discov: the "+whose+" was slow", "took", took)
 		}
 	}()
 	run()
