@@ -256,31 +256,26 @@ func (p *Publisher) conflictLocked(r *registration) {
 	}
 }
 
-// decision says whether the user has decided to publish since the key was put last.
+// decision says whether the user has decided to publish since the key was put last, and notes that what is new is being
+// dealt with.
 func (p *Publisher) decision() (takeover bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.enterRegisteringLocked()
-	p.takeUpdatedLocked()
-	return p.takeover
-}
-
-// latest takes the value that the user wants.
-func (p *Publisher) latest() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.takeUpdatedLocked()
-	p.taken = p.updates
-	return p.value
-}
-
-// takeUpdatedLocked notes that what is new is being dealt with.
-func (p *Publisher) takeUpdatedLocked() {
 	select {
 	case <-p.updated:
 		p.updated = make(chan struct{})
 	default:
 	}
+	return p.takeover
+}
+
+// latest takes the value that the user wants. What else is new is left for the next decision.
+func (p *Publisher) latest() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken = p.updates
+	return p.value
 }
 
 // enterRegisteringLocked leaves the states that are on neither side of a registration.
