@@ -303,13 +303,13 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	return plain(s.conn.do(ctx, s.patienceOn, request))
 }
 
-// connect waits until there is a connection, longer each time that there is none.
+// connect waits until there is a connection, longer and longer while there is none.
 func (s *session) connect(ctx context.Context) error {
 	if s.conn.connected() {
 		s.misses.Store(0)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
+	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load()/3, 10), longestWait)))
 	defer cancel()
 	err := s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
 	if err != nil {

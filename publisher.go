@@ -513,7 +513,9 @@ func (p *Publisher) touchLocked() {
 // enterLocked notes a change of state, or a failure within one, and tells the observer.
 func (p *Publisher) enterLocked(to State, err error) {
 	from := p.status.State
-	p.status.Err = err
+	if onTheWay := to == StateRegistering || to == StateWithdrawing; err != nil || !onTheWay {
+		p.status.Err = err
+	}
 	if from != to {
 		p.status.State, p.status.Since = to, time.Now()
 	}
