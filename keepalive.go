@@ -233,14 +233,14 @@ func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
 		p.enterLocked(StateRegistering, err)
 	case r.conflict:
 		p.conflictLocked(r)
-	case r.refusal != nil:
-		p.rejected = p.taken
-		p.takeover = p.takeover && !takeover
-		p.enterLocked(StatePublished, r.refusal)
 	default:
-		p.published = p.taken
 		p.takeover = p.takeover && !takeover
-		p.enterLocked(StatePublished, nil)
+		if r.refusal == nil {
+			p.published = p.taken
+		} else {
+			p.rejected = p.taken
+		}
+		p.enterLocked(StatePublished, r.refusal)
 	}
 	return err
 }

@@ -68,7 +68,7 @@ type registration struct {
 // fullKey is the key on the lease held, as far as it is known.
 func (r *registration) fullKey() string {
 	switch {
-	case !r.suffixed, r.id == 0 && !r.leases.held.granted:
+	case !r.suffixed, !r.isNamed():
 		return r.prefix
 	case r.id != 0:
 		return r.prefix + "/" + strconv.FormatInt(r.id, 10)
