@@ -2,15 +2,23 @@ package etcdtest
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // A Group is a cluster of members of one kind.
 type Group[M node] struct {
 	*access
 	Members []M
+
+	as func(*member) M
 }
 
 type (
@@ -34,7 +42,7 @@ func StartProcessCluster(t testing.TB, n int, opts ...Option) *ProcessCluster {
 
 func startGroup[M node](t testing.TB, n int, as func(*member) M, opts []Option) *Group[M] {
 	t.Helper()
-	g := &Group[M]{}
+	g := &Group[M]{as: as}
 	var endpoints []string
 	members := newMembers(t, n, opts)
 	for _, m := range members {
@@ -131,6 +139,69 @@ func (g *Group[M]) Restore() {
 	}
 	g.restores.Add(1)
 	g.Start()
+}
+
+// Replace takes a member out of the cluster for good, and adds a new one with an address and data of its own, which takes
+// its place in Members and is returned. etcd wants all to have been well for 5 s before either, so it takes as long. Endpoints and Client
+// stay with the addresses of the start, so one of those members must stay.
+func (g *Group[M]) Replace(old M) M {
+	g.t.Helper()
+	was := old.base()
+	g.reconfigure("remove "+was.cfg.Name, func(ctx context.Context, c *clientv3.Client) error {
+		members, err := c.MemberList(ctx)
+		if err != nil {
+			return err
+		}
+		for _, m := range members.Members {
+			if m.Name == was.cfg.Name {
+				_, err = c.MemberRemove(ctx, m.ID)
+			}
+		}
+		return err
+	})
+	was.Stop()
+
+	next := was.successor()
+	g.reconfigure("add "+next.cfg.Name, func(ctx context.Context, c *clientv3.Client) error {
+		_, err := c.MemberAdd(ctx, []string{next.cfg.peerURL()})
+		if errors.Is(err, rpctypes.ErrPeerURLExist) {
+			return nil // by the try before
+		}
+		return err
+	})
+	i := slices.IndexFunc(g.Members, func(m M) bool { return m.base() == was })
+	g.Members[i] = g.as(next)
+	g.introduce()
+	next.Start()
+	return g.Members[i]
+}
+
+// reconfigure tries until etcd finds its members well enough.
+func (g *Group[M]) reconfigure(what string, change func(context.Context, *clientv3.Client) error) {
+	g.t.Helper()
+	var err error
+	try := func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		err = change(ctx, g.Client(g.t))
+		return err == nil
+	}
+	for deadline := time.Now().Add(startTimeout); !try(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			g.t.Fatalf("etcdtest: %s: %v", what, err)
+		}
+	}
+}
+
+// introduce tells every member of all, for its next start on no data.
+func (g *Group[M]) introduce() {
+	var all []string
+	for _, m := range g.Members {
+		all = append(all, m.base().cfg.peer())
+	}
+	for _, m := range g.Members {
+		m.base().cfg.Cluster = strings.Join(all, ",")
+	}
 }
 
 // Leader returns the member that leads, and waits for an election to end. A frozen member is not asked.

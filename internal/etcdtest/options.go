@@ -22,6 +22,7 @@ type config struct {
 	ClientPort int
 	PeerPort   int
 	Cluster    string // every member as name=peerURL, comma-separated
+	Joins      bool   // a cluster that runs already
 
 	TickMs     uint
 	ElectionMs uint
@@ -86,6 +87,9 @@ func (c *config) endpoint() string {
 
 func (c *config) peerURL() string { return fmt.Sprintf("http://127.0.0.1:%d", c.PeerPort) }
 
+// peer is how members are told of this one.
+func (c *config) peer() string { return c.Name + "=" + c.peerURL() }
+
 // embed is the server's own configuration for c.
 func (c *config) embed() *embed.Config {
 	cfg := embed.NewConfig()
@@ -107,6 +111,9 @@ func (c *config) embed() *embed.Config {
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = c.Cluster
 	cfg.InitialClusterToken = "etcdtest"
+	if c.Joins {
+		cfg.ClusterState = embed.ClusterStateFlagExisting
+	}
 
 	cfg.TickMs, cfg.ElectionMs = c.TickMs, c.ElectionMs
 	cfg.AuthTokenTTL = uint(c.TokenTTL / time.Second)

@@ -114,14 +114,26 @@ func newMembers(t testing.TB, n int, opts []Option) []*member {
 		}
 		c.Name = fmt.Sprintf("m%d", i+1)
 		c.ClientPort, c.PeerPort = reservePort(t), reservePort(t)
-		cluster = append(cluster, c.Name+"="+c.peerURL())
+		cluster = append(cluster, c.peer())
 	}
 	members := make([]*member, n)
 	for i, c := range cfgs {
 		c.Cluster = strings.Join(cluster, ",")
-		members[i] = &member{access: newAccess(t, c, []string{c.endpoint()}), cfg: c, grouped: n > 1}
+		members[i] = newMember(t, c, n > 1)
 	}
 	return members
+}
+
+func newMember(t testing.TB, c config, grouped bool) *member {
+	return &member{access: newAccess(t, c, []string{c.endpoint()}), cfg: c, grouped: grouped}
+}
+
+// successor is a new member in place of m, to join the cluster that runs.
+func (m *member) successor() *member {
+	c := m.cfg
+	c.Name, c.Dir, c.Joins = m.cfg.Name+"b", m.t.TempDir(), true
+	c.ClientPort, c.PeerPort = reservePort(m.t), reservePort(m.t)
+	return newMember(m.t, c, true)
 }
 
 func startOne[M node](t testing.TB, as func(*member) M, opts []Option) M {
@@ -220,6 +232,7 @@ func (m *member) wipe() {
 	if err := os.RemoveAll(m.cfg.Dir); err != nil {
 		m.t.Fatalf("etcdtest: wipe: %v", err)
 	}
+	m.cfg.Joins = false
 	m.wipes.Add(1)
 }
 

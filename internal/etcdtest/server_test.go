@@ -3,6 +3,7 @@ package etcdtest_test
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -255,6 +256,20 @@ func TestClusterIsWipedAndRestoredAsOne(t *testing.T) {
 	require.Equal(t, "v", get(t, c.Client(t), "k"))
 	msg := failure(t, func(t testing.TB) { etcdtest.StartCluster(t, 1).Members[0].Wipe(); t.Fatal("fine alone") })
 	require.Contains(t, msg, "fine alone")
+}
+
+func TestAReplacedMemberHasTheDataAtAnotherAddress(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.StartCluster(t, 3, etcdtest.QuickTicks())
+	put(t, c.Client(t), "k", "v")
+	old := c.Leader()
+	replaced := c.Replace(old)
+	require.True(t, slices.Contains(c.Members, replaced))
+	require.False(t, slices.Contains(c.Members, old))
+	require.NotContains(t, c.Endpoints(), replaced.Endpoints()[0])
+	require.Equal(t, "v", get(t, replaced.Client(t), "k"))
+	c.Wipe()
+	require.Empty(t, get(t, replaced.Client(t), "k"))
 }
 
 func TestIsolatedLeaderIsReplacedAndComesBack(t *testing.T) {
