@@ -67,6 +67,9 @@ func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
 // grant asks for a lease. Its ID is kept when that fails: the request may have been applied, so the next try is for the
 // same lease, and whoever gives up revokes it.
 func (ls *leases) grant(ctx context.Context) error {
+	if err := ls.etcd.ready(ctx); err != nil {
+		return err
+	}
 	asked := time.Now()
 	if ls.held.id == clientv3.NoLease {
 		ls.held = lease{id: newLeaseID()}
@@ -91,6 +94,7 @@ type renewal struct {
 	seconds int64
 	rev     int64 // etcd's revision
 	err     error
+	unsent  bool // because there was no connection
 }
 
 // renew renews the lease held.
@@ -103,8 +107,11 @@ func (ls *leases) ask(ctx context.Context) <-chan renewal {
 	answer := make(chan renewal, 1)
 	id, denied := ls.held.id, ls.held.denied
 	go func() {
-		one := renewal{asked: time.Now()}
-		one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied)
+		err := ls.etcd.ready(ctx)
+		one := renewal{asked: time.Now(), err: err, unsent: err != nil}
+		if err == nil {
+			one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied)
+		}
 		answer <- one
 	}()
 	return answer
@@ -120,7 +127,7 @@ func (ls *leases) take(one renewal) error {
 		ls.lost()
 	case isDenied(one.err):
 		ls.held.denied = true
-	default:
+	case !one.unsent:
 		ls.held.gone = time.Now().Add(ls.held.ttl)
 	}
 	return one.err

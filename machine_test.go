@@ -50,6 +50,21 @@ func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
 	})
 }
 
+func TestALeaseCountsFromWhenItsRenewalIsSentNotFromTheWaitForAConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.down()
+		settle(7 * time.Second) // the second try waits, and is a renewal
+		f.back()
+		back := time.Now()
+		settle(time.Second)
+		require.False(t, p.Status().Until.Before(back.Add(defaultTTL)), "until %v after etcd is back", p.Status().Until.Sub(back))
+		p.Stop()
+	})
+}
+
 func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
