@@ -31,6 +31,12 @@ type login struct {
 	user, pass string
 }
 
+// token is what etcd knows a user by. The zero token is none.
+type token struct {
+	text string
+	rev  int64 // etcd's revision when it was made
+}
+
 // account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait. Links do not
 // share it: after a restore of etcd, a call with a token from before hangs without an error, until raft's index has
 // caught up with the token's.
@@ -45,7 +51,7 @@ type account struct {
 
 	mu      sync.Mutex
 	timeout time.Duration // of the next Authenticate
-	token   string
+	token   token
 	asked   bool            // whether etcd has answered an Authenticate
 	pending *authentication // nil where none is under way
 	refused error
@@ -60,25 +66,25 @@ type authentication struct {
 }
 
 // newAccount begins with a token of another link's, if there is one.
-func newAccount(as login, on *link, token string) *account {
-	return &account{login: as, link: on, timeout: authenticateLeast, token: token, asked: token != ""}
+func newAccount(as login, on *link, from token) *account {
+	return &account{login: as, link: on, timeout: authenticateLeast, token: from, asked: from != token{}}
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
 func (a *account) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	token := a.current()
-	if token == "" {
+	now := a.current()
+	if now == (token{}) {
 		return nil, nil
 	}
-	return map[string]string{rpctypes.TokenFieldNameGRPC: token}, nil
+	return map[string]string{rpctypes.TokenFieldNameGRPC: now.text}, nil
 }
 
 // RequireTransportSecurity implements gRPC's PerRPCCredentials. Plaintext is the user's choice, as with the client.
 func (a *account) RequireTransportSecurity() bool { return false }
 
-func (a *account) current() string {
+func (a *account) current() token {
 	if a == nil {
-		return ""
+		return token{}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -106,18 +112,31 @@ func (a *account) ensure(ctx context.Context) error {
 	if asked {
 		return nil
 	}
-	return a.renew(ctx, "")
+	return a.renew(ctx, token{})
 }
 
 // reject drops the token if err says that it is of no use any more, so that the next stream gets another.
-func (a *account) reject(token string, err error) {
+func (a *account) reject(used token, err error) {
 	if a == nil || !isTokenError(plain(err)) {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.token == token {
-		a.token, a.asked = "", false
+	if a.token == used {
+		a.token, a.asked = token{}, false
+	}
+}
+
+// outdate drops the token if etcd, which is at revision rev now, was wiped or restored since it was made: once etcd wants
+// tokens again, a call with it would hang. Without an answer rev is zero.
+func (a *account) outdate(rev int64) {
+	if a == nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if 0 < rev && rev < a.token.rev {
+		a.token, a.asked = token{}, false
 	}
 }
 
@@ -129,12 +148,12 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	if err := a.ensure(ctx); err != nil {
 		return err
 	}
-	token := a.current()
+	used := a.current()
 	err := invoke(ctx, method, req, reply, cc, opts...)
 	if !isTokenError(plain(err)) {
 		return err
 	}
-	if renewErr := a.renew(ctx, token); renewErr != nil {
+	if renewErr := a.renew(ctx, used); renewErr != nil {
 		return renewErr
 	}
 	err = invoke(ctx, method, req, reply, cc, opts...)
@@ -146,7 +165,7 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 }
 
 // renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.
-func (a *account) renew(ctx context.Context, rejected string) error {
+func (a *account) renew(ctx context.Context, rejected token) error {
 	if err := a.link.awaitConnection(ctx); err != nil {
 		return err
 	}
@@ -164,7 +183,7 @@ func (a *account) renew(ctx context.Context, rejected string) error {
 
 // join returns the authentication that is under way, or starts one. It returns none where there is a newer token already,
 // or where etcd has refused the password just now.
-func (a *account) join(rejected string) (*authentication, error) {
+func (a *account) join(rejected token) (*authentication, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -191,9 +210,10 @@ func (a *account) authenticate(one *authentication, timeout time.Duration) {
 	a.pending, a.refused = nil, nil
 	switch e := plain(err); {
 	case err == nil:
-		a.token, a.asked, a.timeout = response.GetToken(), true, authenticateLeast
+		a.token = token{text: response.GetToken(), rev: response.GetHeader().GetRevision()}
+		a.asked, a.timeout = true, authenticateLeast
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
-		a.token, a.asked = "", true
+		a.token, a.asked = token{}, true
 	case ctx.Err() != nil:
 		one.err = err
 		a.timeout = min(2*a.timeout, authenticateMost)

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,10 +33,17 @@ const (
 // TestChaos breaks a real etcd and the way to it at random, while Publishers are paused, resumed, updated and replaced,
 // and demands after each fault that etcd holds what was asked for last: these keys, values and leases and no others.
 func TestChaos(t *testing.T) {
-	for _, members := range []int{1, 3} {
-		t.Run(fmt.Sprintf("on %d of etcd", members), func(t *testing.T) {
+	for name, etcd := range map[string]struct {
+		members int
+		account bool
+	}{
+		"on one member":                {members: 1},
+		"on three members":             {members: 3},
+		"on one member, by an account": {members: 1, account: true},
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			c := newChaos(t, members)
+			c := newChaos(t, etcd.members, etcd.account)
 			for round := range *chaosRounds {
 				c.round(round)
 			}
@@ -49,10 +57,14 @@ type chaos struct {
 	group  *etcdtest.ProcessCluster
 	paths  []*etcdtest.Path
 	random *rand.Rand
+	opts   []discov.PubOption // of all
 	live   []*chaosInstance
 	story  []string
-	deaf   time.Time // when connections were last made deaf: until they are replaced, nothing is heard of what follows
 	nextID int64
+
+	saved    bool      // whether there is a copy of etcd's data
+	restored time.Time // when the copy was last put back, with leases of others that end by themselves
+	deaf     time.Time // when connections were last made deaf: until they are replaced, nothing is heard of what follows
 }
 
 // chaosInstance is a Publisher and what was asked of it last.
@@ -71,71 +83,8 @@ type disaster struct {
 	strike func(c *chaos, victim int) (mend func())
 }
 
+// disasters are in an order in which any two can strike together: first those that need an etcd that answers.
 var disasters = []disaster{
-	{"kill one", false, func(c *chaos, i int) func() {
-		c.group.Members[i].Kill()
-		return c.group.Members[i].Start
-	}},
-	{"kill all", false, func(c *chaos, _ int) func() {
-		for _, m := range c.group.Members {
-			m.Kill()
-		}
-		return c.group.Start
-	}},
-	{"freeze one", false, func(c *chaos, i int) func() {
-		c.group.Members[i].Freeze()
-		return c.group.Members[i].Thaw
-	}},
-	{"wipe", false, func(c *chaos, _ int) func() {
-		c.group.Wipe()
-		return nil
-	}},
-	{"swallow on one path", false, func(c *chaos, i int) func() {
-		c.paths[i].Swallow()
-		return c.paths[i].Heal
-	}},
-	{"swallow on all paths", false, func(c *chaos, _ int) func() {
-		for _, p := range c.paths {
-			p.Swallow()
-		}
-		return func() {
-			for _, p := range c.paths {
-				p.Heal()
-			}
-		}
-	}},
-	{"refuse on all paths, and reset", false, func(c *chaos, _ int) func() {
-		for _, p := range c.paths {
-			p.Refuse()
-			p.Reset()
-		}
-		return func() {
-			for _, p := range c.paths {
-				p.Accept()
-			}
-		}
-	}},
-	{"deafen every connection for ever", true, func(c *chaos, _ int) func() {
-		for _, p := range c.paths {
-			p.DeafenCurrent()
-		}
-		c.deaf = time.Now()
-		return nil
-	}},
-	{"reset every connection", true, func(c *chaos, _ int) func() {
-		for _, p := range c.paths {
-			p.Reset()
-		}
-		return nil
-	}},
-	{"latency", true, func(c *chaos, i int) func() {
-		c.paths[i].Latency(time.Duration(10+c.random.IntN(100)) * time.Millisecond)
-		return func() { c.paths[i].Latency(0) }
-	}},
-	{"no space", true, func(c *chaos, _ int) func() {
-		c.group.NoSpace(c.t)
-		return func() { c.group.Disarm(c.t) }
-	}},
 	{"revoke every lease", false, func(c *chaos, _ int) func() {
 		for _, i := range c.live {
 			_, _ = c.group.Client(c.t).Revoke(c.t.Context(), i.Status().Lease)
@@ -152,20 +101,99 @@ var disasters = []disaster{
 	}},
 	{"overwrite every key without a lease", true, func(c *chaos, _ int) func() {
 		for _, i := range c.live {
-			if !i.paused {
-				_, _ = c.group.Client(c.t).Put(c.t.Context(), i.key(), "by hand")
-			}
+			there := clientv3.Compare(clientv3.CreateRevision(i.key()), ">", 0)
+			_, _ = c.group.Client(c.t).Txn(c.t.Context()).If(there).Then(clientv3.OpPut(i.key(), "by hand")).Commit()
 		}
 		return nil
 	}},
+	{"no space", true, func(c *chaos, _ int) func() {
+		c.group.NoSpace(c.t)
+		return func() { c.group.Disarm(c.t) }
+	}},
+	{"wipe", false, func(c *chaos, _ int) func() {
+		c.group.Wipe()
+		return nil
+	}},
+	{"restart all, with a copy of the data or with the last one", false, func(c *chaos, _ int) func() {
+		if !c.saved || c.random.IntN(2) == 0 {
+			c.saved = true
+			c.group.Snapshot()
+		} else {
+			c.group.Restore()
+			c.restored = time.Now()
+		}
+		return nil
+	}},
+	{"freeze one", false, func(c *chaos, i int) func() {
+		c.group.Members[i].Freeze()
+		return c.group.Members[i].Thaw
+	}},
+	{"freeze all", false, func(c *chaos, _ int) func() {
+		for _, m := range c.group.Members {
+			m.Freeze()
+		}
+		return func() {
+			for _, m := range c.group.Members {
+				m.Thaw()
+			}
+		}
+	}},
+	{"kill one", false, func(c *chaos, i int) func() {
+		c.group.Members[i].Kill()
+		return c.group.Members[i].Start
+	}},
+	{"kill all", false, func(c *chaos, _ int) func() {
+		for _, m := range c.group.Members {
+			m.Kill()
+		}
+		return c.group.Start
+	}},
+	{"swallow on one path", false, func(c *chaos, i int) func() {
+		c.paths[i].Swallow()
+		return c.paths[i].Heal
+	}},
+	{"swallow on all paths", false, onAllPaths((*etcdtest.Path).Swallow, (*etcdtest.Path).Heal)},
+	{"refuse on all paths, and reset", false, onAllPaths(func(p *etcdtest.Path) { p.Refuse(); p.Reset() }, (*etcdtest.Path).Accept)},
+	{"reset every connection", true, onAllPaths((*etcdtest.Path).Reset, nil)},
+	{"latency", true, func(c *chaos, i int) func() {
+		c.paths[i].Latency(time.Duration(10+c.random.IntN(100)) * time.Millisecond)
+		return func() { c.paths[i].Latency(0) }
+	}},
+	{"deafen every connection for ever", true, func(c *chaos, _ int) func() {
+		c.deaf = time.Now()
+		return onAllPaths((*etcdtest.Path).DeafenCurrent, nil)(c, 0)
+	}},
 }
 
-func newChaos(t *testing.T, members int) *chaos {
+// onAllPaths is the strike of a disaster that meets all paths alike. mend may be nil.
+func onAllPaths(strike, mend func(*etcdtest.Path)) func(*chaos, int) func() {
+	return func(c *chaos, _ int) func() {
+		for _, p := range c.paths {
+			strike(p)
+		}
+		if mend == nil {
+			return nil
+		}
+		return func() {
+			for _, p := range c.paths {
+				mend(p)
+			}
+		}
+	}
+}
+
+func newChaos(t *testing.T, members int, account bool) *chaos {
 	t.Helper()
 	c := &chaos{
-		group:  etcdtest.StartProcessCluster(t, members),
 		random: rand.New(rand.NewPCG(*chaosSeed, uint64(members))),
+		opts:   []discov.PubOption{discov.WithTTL(chaosTTL)},
 	}
+	var opts []etcdtest.Option
+	if account {
+		opts = append(opts, etcdtest.WithAuth("svc", "pass"), etcdtest.WithTokenTTL(2*time.Second))
+		c.opts = append(c.opts, discov.WithPubEtcdAccount("svc", "pass"))
+	}
+	c.group = etcdtest.StartProcessCluster(t, members, opts...)
 	for _, m := range c.group.Members {
 		c.paths = append(c.paths, etcdtest.NewPath(t, m.Endpoints()[0]))
 	}
@@ -189,7 +217,7 @@ func (c *chaos) tell(format string, args ...any) {
 
 // add starts a Publisher; every other one has an id.
 func (c *chaos) add() {
-	opts := []discov.PubOption{discov.WithTTL(chaosTTL)}
+	opts := slices.Clone(c.opts)
 	if c.nextID++; c.nextID%2 == 0 {
 		opts = append(opts, discov.WithId(c.nextID))
 	}
@@ -204,24 +232,37 @@ func (c *chaos) start(opts []discov.PubOption) *chaosInstance {
 	return &chaosInstance{instance: c.publish(endpoints, fmt.Sprintf("v%d", c.random.IntN(1000)), opts...), opts: opts}
 }
 
-// round makes one fault, for up to two and a half TTLs, with calls of users meanwhile.
+// round makes one fault, or two at once, for up to two and a half TTLs, with calls of users meanwhile.
 func (c *chaos) round(n int) {
-	d := disasters[c.random.IntN(len(disasters))]
+	strikes := []int{c.random.IntN(len(disasters))}
+	if second := c.random.IntN(len(disasters)); c.random.IntN(3) == 0 && second != strikes[0] {
+		strikes = append(strikes, second)
+		slices.Sort(strikes)
+	}
 	lasts := time.Duration(c.random.Int64N(int64(5 * chaosTTL / 2)))
 	for _, i := range c.live {
 		i.touched = false
 	}
-	began := time.Now()
-	c.tell("round %d: %s, for %v", n, d.name, lasts.Round(time.Millisecond))
-	mend := d.strike(c, c.random.IntN(len(c.paths)))
-	if mend != nil {
+	began, gentle := time.Now(), true
+	var mends []func()
+	for _, i := range strikes {
+		d := disasters[i]
+		c.tell("round %d: %s, for %v", n, d.name, lasts.Round(time.Millisecond))
+		if mend := d.strike(c, c.random.IntN(len(c.paths))); mend != nil {
+			mends = append(mends, mend)
+		}
+		gentle = gentle && d.gentle
+	}
+	if len(mends) > 0 {
 		c.callUntil(began.Add(lasts))
+	}
+	for _, mend := range slices.Backward(mends) {
 		c.tell("mend")
 		mend()
 	}
 	c.Keys(c.t) // etcd answers
 	c.requireAsAsked(time.Now())
-	if d.gentle {
+	if gentle {
 		c.requireUntouchedStayed(began)
 	}
 	if c.random.IntN(3) == 0 {
@@ -287,9 +328,10 @@ func (c *chaos) requireAsAsked(since time.Time) {
 			c.tell("all true after %v", time.Since(since).Round(time.Millisecond))
 			return
 		}
-		if strings.Contains(wrong, "leases") {
-			// A grant that was under way for long may be applied after its lease was revoked: no key, and gone in a TTL.
-			within = chaosTTL + expiryLag
+		if strings.Contains(wrong, "leases") || time.Since(c.restored) < chaosTTL+expiryLag {
+			// A grant that was under way for long may be applied after its lease was revoked: no key, and gone in a TTL. So
+			// are the keys of those who have stopped since the copy of the data was made.
+			within += chaosTTL + expiryLag
 		}
 		if time.Since(c.deaf) < chaosTTL {
 			within += chaosTTL / 2

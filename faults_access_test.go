@@ -647,6 +647,27 @@ func TestAuthEnabledAndDisabledOnARunningClusterCostsNoKey(t *testing.T) {
 	}
 }
 
+// TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn: etcd is restored to a time before auth was on, and it is turned on
+// again. etcd would let each call with the old token wait.
+func TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
+	etcd.AuthDisable(t)
+	etcd.Snapshot()
+	etcd.AuthEnable(t)
+	for range 100 {
+		_, err := etcd.Client(t).Put(t.Context(), "other", "")
+		require.NoError(t, err)
+	}
+	p := registered(t, etcd.Endpoints(), "svc", discov.WithId(1), discov.WithPubEtcdAccount("svc", "pass"))
+	o := etcdtest.Observe(t, etcd, "svc/")
+	etcd.Restore()
+	requireBack(t, o, "svc/1", time.Now())
+	etcd.AuthEnable(t)
+	require.NoError(t, requireIn(t, time.Second, "Update", func() error { return p.Update(t.Context(), "new") }))
+	require.NoError(t, requireIn(t, time.Second, "Pause", func() error { return p.PauseContext(t.Context()) }))
+}
+
 func TestAPasswordChangedAndChangedBackBringsTheKeyBackAtOnce(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))

@@ -27,14 +27,14 @@ const (
 	// reconnectLeast and reconnectMost bound gRPC's pause between two tries to connect, which grows to two minutes by
 	// default: after a long outage the way back would take as long.
 	reconnectLeast = 100 * time.Millisecond
-	reconnectMost  = 500 * time.Millisecond
+	reconnectMost  = time.Second
 	// patientConnect and briskConnect bound one try to connect. A brisk link notices within a second that a path
 	// which swallowed its first packets has healed; a patient one gets through where a handshake takes seconds. A
 	// connection in doubt is given a spare of either kind.
 	patientConnect = 20 * time.Second
 	briskConnect   = 400 * time.Millisecond
 	// briskReconnectMost is a brisk link's own reconnectMost: its tries are paced by their bound already.
-	briskReconnectMost = 200 * time.Millisecond
+	briskReconnectMost = 300 * time.Millisecond
 	// pingAfter and pingTimeout notice a dead connection under an idle stream; gRPC raises less than 10 s.
 	pingAfter   = 10 * time.Second
 	pingTimeout = 3 * time.Second
@@ -61,7 +61,27 @@ type link struct {
 
 	roundTrip atomic.Int64              // of late, in nanoseconds
 	answered  atomic.Pointer[time.Time] // when etcd last answered anything
+
+	connecting sharedWait
+	cause      sharedCause
 }
+
+// sharedWait is one wait for a connection for all who want one: each change of gRPC's state wakes all who wait for it, and
+// there are several a second in an outage.
+type sharedWait struct {
+	mu   sync.Mutex
+	over chan struct{} // nil where nobody waits
+}
+
+// sharedCause is why there is no connection, found out once for all whose wait for one ends at about the same time.
+type sharedCause struct {
+	mu    sync.Mutex
+	err   error // nil where gRPC has no words for it
+	since time.Time
+}
+
+// sharedCauseFor is how long a cause is not found out anew.
+const sharedCauseFor = time.Second
 
 func newLink() *link {
 	l := &link{}
@@ -71,10 +91,10 @@ func newLink() *link {
 }
 
 // dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
-func dial(to *target, brisk bool, token string) (*link, error) {
+func dial(to *target, brisk bool, known token) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	config, err := l.config(to, token)
+	config, err := l.config(to, known)
 	if err == nil {
 		l.client, err = clientv3.New(config)
 	}
@@ -101,7 +121,7 @@ func (l *link) attach(client *clientv3.Client) {
 }
 
 // config is what the client is made with: our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) config(to *target, token string) (clientv3.Config, error) {
+func (l *link) config(to *target, known token) (clientv3.Config, error) {
 	config := l.settings(to)
 	ofTarget := config.TLS
 	if to.tune != nil {
@@ -114,7 +134,7 @@ func (l *link) config(to *target, token string) (clientv3.Config, error) {
 		load = to.files.load
 	}
 	l.takeTLS(&config, load)
-	l.takeAccount(&config, token)
+	l.takeAccount(&config, known)
 	return config, nil
 }
 
@@ -154,11 +174,11 @@ func (l *link) takeTLS(config *clientv3.Config, load func() (*tls.Config, error)
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, token string) {
+func (l *link) takeAccount(config *clientv3.Config, known token) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
-	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, token)
+	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, known)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions,
 		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
@@ -226,27 +246,68 @@ func (l *link) silentSince(since time.Time) bool {
 
 // awaitConnection waits until gRPC has a connection. Its error is gRPC's own, which names the cause.
 func (l *link) awaitConnection(ctx context.Context) error {
+	if l.connected() {
+		return nil
+	}
+	select {
+	case <-l.connection():
+		return nil
+	case <-ctx.Done():
+		return l.trouble(status.FromContextError(ctx.Err()).Err())
+	}
+}
+
+// connection is closed when gRPC has a connection, or when the link is left.
+func (l *link) connection() <-chan struct{} {
+	wait := &l.connecting
+	wait.mu.Lock()
+	defer wait.mu.Unlock()
+	if wait.over == nil {
+		wait.over = make(chan struct{})
+		l.streams.Go(l.connect)
+	}
+	return wait.over
+}
+
+func (l *link) connect() {
 	cc := l.client.ActiveConnection()
 	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
 		cc.Connect()
-		if !cc.WaitForStateChange(ctx, state) {
-			return l.trouble(status.FromContextError(ctx.Err()).Err())
+		if !cc.WaitForStateChange(l.left, state) {
+			break
 		}
 	}
-	return nil
+	wait := &l.connecting
+	wait.mu.Lock()
+	defer wait.mu.Unlock()
+	close(wait.over)
+	wait.over = nil
 }
 
-// trouble is why there is no connection, in gRPC's words: those of a request that has no time to be sent. Where gRPC has
-// none, it is err.
+// trouble is why there is no connection, in gRPC's words. Where gRPC has none, it is err.
 func (l *link) trouble(err error) error {
+	shared := &l.cause
+	shared.mu.Lock()
+	defer shared.mu.Unlock()
+	if time.Since(shared.since) > sharedCauseFor {
+		shared.err, shared.since = l.whyNotConnected(), time.Now()
+	}
+	if shared.err != nil {
+		return shared.err
+	}
+	return err
+}
+
+// whyNotConnected asks gRPC with a request that has no time to be sent.
+func (l *link) whyNotConnected() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
 	auth := pb.NewAuthClient(l.client.ActiveConnection())
-	_, cause := auth.AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
-	if status.Code(cause) != codes.DeadlineExceeded {
+	_, err := auth.AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
+	if status.Code(err) == codes.DeadlineExceeded {
 		return err
 	}
-	return cause
+	return nil
 }
 
 // probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
@@ -292,6 +353,7 @@ type wholeBound struct{}
 // do makes one request, over the next link where the conn moves on meanwhile.
 func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
 	ctx = clientv3.WithRequireLeader(ctx)
+	request = noted(request)
 	if ctx.Value(wholeBound{}) != nil {
 		return plain(s.conn.do(ctx, s.patienceOn, request))
 	}
@@ -303,19 +365,38 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	return plain(s.conn.do(ctx, s.patienceOn, request))
 }
 
+// noted is the request, and a note on the link when etcd has answered it.
+func noted(request func(context.Context, *link) error) func(context.Context, *link) error {
+	return func(ctx context.Context, l *link) error {
+		began, connected := time.Now(), l.connected()
+		err := request(ctx, l)
+		if err == nil {
+			l.noteAnswer()
+			if connected {
+				l.noteRoundTrip(time.Since(began))
+			}
+		}
+		return err
+	}
+}
+
 // connect waits until there is a connection, longer and longer while there is none.
 func (s *session) connect(ctx context.Context) error {
 	if s.conn.connected() {
 		s.misses.Store(0)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load()/3, 10), longestWait)))
+	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
 	defer cancel()
-	err := s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
+	err := s.awaitConnection(ctx)
 	if err != nil {
 		s.misses.Add(1)
 	}
 	return err
+}
+
+func (s *session) awaitConnection(ctx context.Context) error {
+	return s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
 }
 
 // patienceOn stretches the patience where round trips are slow.
@@ -324,7 +405,10 @@ func (s *session) patienceOn(l *link) time.Duration {
 }
 
 func (s *session) ready(ctx context.Context) error {
-	return s.do(ctx, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
+	if ctx.Value(wholeBound{}) != nil {
+		return plain(s.awaitConnection(ctx))
+	}
+	return plain(s.connect(ctx))
 }
 
 func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {
@@ -373,6 +457,7 @@ func (s *session) get(ctx context.Context, key string) (now entry, rev int64, er
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
 		response, err := l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
 		now, rev = firstOf(response), response.GetHeader().GetRevision()
+		l.account.outdate(rev)
 		return err
 	})
 	return now, rev, err
@@ -382,6 +467,7 @@ func (s *session) put(ctx context.Context, key, value string, id clientv3.LeaseI
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
 		response, err := l.kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
 		rev = response.GetHeader().GetRevision()
+		l.account.outdate(rev)
 		return err
 	})
 	return rev, err
@@ -404,6 +490,7 @@ func (s *session) putOver(ctx context.Context, was entry, key, value string, id 
 			return err
 		}
 		put, rev = response.GetSucceeded(), response.GetHeader().GetRevision()
+		l.account.outdate(rev)
 		if !put {
 			now = firstOf(response.GetResponses()[0].GetResponseRange())
 		}

@@ -21,7 +21,7 @@ const (
 	// costs all that is under way, which an etcd with too much to do cannot afford.
 	headStart = 500 * time.Millisecond
 	// lookEvery is how often a connection in doubt is looked at for answers to others than its examiner.
-	lookEvery = 100 * time.Millisecond
+	lookEvery = 250 * time.Millisecond
 )
 
 // connections are those of the process.
@@ -141,7 +141,7 @@ func (c *conn) open() {
 		c.cur = borrow(c.to.client)
 		return
 	}
-	c.cur, c.openErr = dial(c.to, false, "")
+	c.cur, c.openErr = dial(c.to, false, token{})
 }
 
 func (c *conn) close() {
@@ -190,21 +190,15 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
-	began, connected := time.Now(), l.connected()
-	every(ctx, patience, func() {
+	began := time.Now()
+	afterAndAgain(ctx, patience, func() {
 		// With several members, one that is silent may hide behind the answers of the others. A login takes its time.
 		if (l.silentSince(began) || len(c.to.endpoints) > 1) && !l.account.isAsking() {
 			c.suspect(l)
 		}
 	})
 	err := request(ctx, l)
-	switch {
-	case err == nil:
-		l.noteAnswer()
-		if connected {
-			l.noteRoundTrip(time.Since(began))
-		}
-	case isMute(err) && l.left.Err() == nil && !l.connected():
+	if isMute(err) && l.left.Err() == nil && !l.connected() {
 		return l.trouble(err)
 	}
 	return err
@@ -215,12 +209,12 @@ func isMute(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStreamEnded)
 }
 
-// every runs f each time that d has passed, until ctx is done.
-func every(ctx context.Context, d time.Duration, f func()) {
+// afterAndAgain runs f after d, and again after twice the time each, until ctx is done.
+func afterAndAgain(ctx context.Context, d time.Duration, f func()) {
 	timer := time.AfterFunc(d, func() {
 		if ctx.Err() == nil {
 			f()
-			every(ctx, d, f)
+			afterAndAgain(ctx, 2*d, f)
 		}
 	})
 	context.AfterFunc(ctx, func() { timer.Stop() })
@@ -252,13 +246,13 @@ func (c *conn) suspect(l *link) {
 // examine finds out whether etcd or the connection is at fault. The link is given two spares, a patient and a brisk one,
 // and all are asked until one answers, for as long as an outage may last. If it is a spare, it takes over.
 func (c *conn) examine(l *link) {
-	token := l.account.current()
+	known := l.account.current()
 	for again := newBackoff(); c.ctx.Err() == nil; again.wait(c.ctx) {
-		patient, err := dial(c.to, false, token)
+		patient, err := dial(c.to, false, known)
 		if err != nil {
 			break // bad files or tuning; the link in doubt may still recover
 		}
-		brisk, err := dial(c.to, true, token)
+		brisk, err := dial(c.to, true, known)
 		if err != nil {
 			patient.close()
 			break
@@ -266,7 +260,7 @@ func (c *conn) examine(l *link) {
 		if c.settle(l, []*link{patient, brisk}) {
 			return
 		}
-		token = "" // one from before a restore of etcd makes calls hang
+		known = token{} // one from before a restore of etcd makes calls hang
 	}
 	c.acquit()
 }

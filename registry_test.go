@@ -60,6 +60,23 @@ func TestADialHoldsUpNobodyElse(t *testing.T) {
 	awaitState(t, slow, StatePublished)
 }
 
+func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	c, err := connections.acquire(newTarget(srv.Endpoints(), defaultOptions()))
+	require.NoError(t, err)
+	defer connections.release(c)
+	s := &session{conn: c, call: time.Second, patience: time.Second, maxPatience: time.Second}
+	_, _, err = s.get(deadline(t, eventually), testKey)
+	require.NoError(t, err)
+	since := time.Now()
+	require.NoError(t, s.ready(t.Context()))
+	require.True(t, c.cur.silentSince(since))
+	_, _, err = s.get(deadline(t, eventually), testKey)
+	require.NoError(t, err)
+	require.False(t, c.cur.silentSince(since))
+}
+
 func TestTheLastReleaseClosesTheConnection(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)

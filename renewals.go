@@ -162,7 +162,7 @@ func (s *renewalStream) converse() error {
 	if err := s.link.account.ensure(s.ctx); err != nil {
 		return err
 	}
-	token := s.link.account.current()
+	used := s.link.account.current()
 	stream, err := s.link.leases.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (s *renewalStream) converse() error {
 	for {
 		answer, err := stream.Recv()
 		if err != nil {
-			s.link.account.reject(token, err)
+			s.link.account.reject(used, err)
 			return err
 		}
 		s.hear(answer)

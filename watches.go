@@ -183,7 +183,7 @@ func (s *watchStream) converse() error {
 	if err := s.link.account.ensure(s.ctx); err != nil {
 		return err
 	}
-	token := s.link.account.current()
+	used := s.link.account.current()
 	stream, err := s.link.watch.Watch(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err
@@ -195,7 +195,7 @@ func (s *watchStream) converse() error {
 			err = s.hear(response)
 		}
 		if err != nil {
-			s.link.account.reject(token, err)
+			s.link.account.reject(used, err)
 			return err
 		}
 	}
