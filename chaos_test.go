@@ -323,20 +323,12 @@ func (c *chaos) requireAsAsked(since time.Time) {
 		}
 	}
 	for {
-		wrong, within := c.wrong(there), chaosBack
+		wrong := c.wrong(there)
 		if wrong == "" {
 			c.tell("all true after %v", time.Since(since).Round(time.Millisecond))
 			return
 		}
-		if strings.Contains(wrong, "leases") || time.Since(c.restored) < chaosTTL+expiryLag {
-			// A grant that was under way for long may be applied after its lease was revoked: no key, and gone in a TTL. So
-			// are the keys of those who have stopped since the copy of the data was made.
-			within += chaosTTL + expiryLag
-		}
-		if time.Since(c.deaf) < chaosTTL {
-			within += chaosTTL / 2
-		}
-		if time.Since(since) > within {
+		if within := c.allowed(since, wrong); time.Since(since) > within {
 			for _, i := range c.live {
 				c.tell("%s", i)
 			}
@@ -344,6 +336,20 @@ func (c *chaos) requireAsAsked(since time.Time) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+}
+
+// allowed is how long after since something may be wrong.
+func (c *chaos) allowed(since time.Time, wrong string) time.Duration {
+	within := chaosBack
+	if since.Sub(c.deaf) < chaosTTL {
+		within += chaosTTL / 2
+	}
+	// A grant that was under way for long may be applied after its lease was revoked: no key, and gone in a TTL. So are the
+	// keys of those who have stopped since the copy of the data was made; one with an id waits for its predecessor's to go.
+	if strings.Contains(wrong, "leases") || since.Sub(c.restored) < chaosTTL+expiryLag {
+		within += chaosTTL + expiryLag
+	}
+	return within
 }
 
 func (c *chaos) requireUntouchedStayed(began time.Time) {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -138,6 +139,8 @@ func WithPubEtcdAccount(user, pass string) PubOption {
 			p.opts.reject(ErrAccount, "WithPubEtcdAccount: empty user")
 		case pass == "":
 			p.opts.reject(ErrAccount, "WithPubEtcdAccount: empty password for user %q", user)
+		case !utf8.ValidString(user) || !utf8.ValidString(pass):
+			p.opts.reject(ErrAccount, "WithPubEtcdAccount: user %q or its password is not UTF-8, which etcd wants", user)
 		}
 		p.opts.account = &login{user: user, pass: pass}
 	}
@@ -321,6 +324,9 @@ func isSecure(endpoint string) bool {
 }
 
 func checkEndpoint(endpoint string) error {
+	if _, err := url.Parse("etcd:///" + endpoint); err != nil { // the client makes its target so
+		return errors.Unwrap(err)
+	}
 	switch scheme := schemeOf(endpoint); scheme {
 	case "":
 		return checkHostPort(endpoint)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,7 +19,9 @@ import (
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 )
 
 // Validation.
@@ -74,6 +77,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		{"a tiny timeout", good, "k", "v", []PubOption{WithTimeout(99 * time.Millisecond)}, ErrTimeout, "99ms"},
 		{"a password without a user", good, "k", "v", []PubOption{WithPubEtcdAccount("", "p")}, ErrAccount, "user"},
 		{"a user without a password", good, "k", "v", []PubOption{WithPubEtcdAccount("u", "")}, ErrAccount, `"u"`},
+		{"a user that is no text", good, "k", "v", []PubOption{WithPubEtcdAccount("\xff", "p")}, ErrAccount, `"\xff"`},
 		{"an empty account", good, "k", "v", []PubOption{WithPubEtcdAccount("", "")}, ErrAccount, "user"},
 		{"no certificate file", good, "k", "v", []PubOption{WithPubEtcdTLS("", cert.KeyFile, cert.CAFile, false)}, ErrTLS, "certificate file"},
 		{"no key file", good, "k", "v", []PubOption{WithPubEtcdTLS(cert.CertFile, "", cert.CAFile, false)}, ErrTLS, "key file"},
@@ -660,4 +664,36 @@ func TestALoggerThatPanicsHarmsNothing(t *testing.T) {
 	p.Stop()
 	requireAbsent(t, srv, testFullKey)
 	etcdtest.RequireSoon(t, eventually, func() bool { return len(events.states()) == 4 }, "the observer is told all the same")
+}
+
+// FuzzBadInputIsNamedAndGoodInputIsUsable builds a Publisher of anything: what is wrong is told with its kind, and what is
+// not can be dialled and sent.
+func FuzzBadInputIsNamedAndGoodInputIsUsable(f *testing.F) {
+	for _, endpoint := range []string{
+		"127.0.0.1:2379", "etcd:2379", "[::1]:2379", "http://a:1", "https://a:1", "unix:///s", "unix:s", "unixs://s",
+		"", "a", "a:0", "a:65536", ":1", "http://", "http://a:1/x", "http://u@a:1", "dns:///a:1", "a b:1", "a:1,b:2", "%zz:1", "http://%zz:1", "unixs:/\fs",
+	} {
+		f.Add(endpoint, "user.rpc", "10.0.0.1:8080", int64(7), int64(10*time.Second), int64(5*time.Second), "u", "p")
+	}
+	f.Add("a:1", "", "", int64(-1), int64(-1), int64(-1), "", "")
+	f.Add("a:1", "\xff", "\x00", int64(1<<62), int64(1<<62), int64(1<<62), "\xff", "p")
+	kinds := []error{ErrEndpoints, ErrKey, ErrValue, ErrID, ErrTTL, ErrTimeout, ErrAccount, ErrTLS, ErrOptions}
+	f.Fuzz(func(t *testing.T, endpoint, key, value string, id, ttl, timeout int64, user, pass string) {
+		p := NewPublisher([]string{endpoint}, key, value, WithId(id), WithTTL(time.Duration(ttl)),
+			WithTimeout(time.Duration(timeout)), WithPubEtcdAccount(user, pass))
+		if err := p.validate(); err != nil {
+			require.Equal(t, err.Error(), p.KeepAlive().Error())
+			for _, one := range joined(err) {
+				require.True(t, slices.ContainsFunc(kinds, func(kind error) bool { return errors.Is(one, kind) }), "%v", one)
+			}
+			return
+		}
+		l, err := dial(newTarget(p.endpoints, p.opts), false, token{})
+		require.NoError(t, err)
+		l.close()
+		_, err = proto.Marshal(putOf(key, value, 1))
+		require.NoError(t, err)
+		_, err = proto.Marshal(&pb.AuthenticateRequest{Name: user, Password: pass})
+		require.NoError(t, err)
+	})
 }
