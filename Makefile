@@ -41,8 +41,9 @@ cover: test-root ## Run the root package's tests, print their coverage, and fail
 		printf "coverage: %s of the root package, %d%% wanted\n", $$3, min; exit ($$3 + 0 < min) }'
 
 .PHONY: chaos
-chaos: ## Break a real etcd at random: make chaos SEED=1 ROUNDS=20.
-	go test -race -run '^TestChaos$$' -count 1 -timeout 60m . -chaos.seed=$(SEED) -chaos.rounds=$(ROUNDS)
+chaos: ## Break a real etcd at random, and run the tests that take minutes: make chaos SEED=1 ROUNDS=20.
+	go test -race -tags slow -run '^(TestChaos$$|TestSlow)' -parallel $(PARALLEL) -count 1 -timeout 120m . \
+		-chaos.seed=$(SEED) -chaos.rounds=$(ROUNDS)
 
 # Debian's etcd is unpacked into bin/, not installed: an installed one starts a service.
 .PHONY: test-etcd34

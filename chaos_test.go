@@ -104,6 +104,7 @@ var disasters = []disaster{
 			there := clientv3.Compare(clientv3.CreateRevision(i.key()), ">", 0)
 			_, _ = c.group.Client(c.t).Txn(c.t.Context()).If(there).Then(clientv3.OpPut(i.key(), "by hand")).Commit()
 		}
+		c.requireAsAsked(time.Now()) // a key without a lease stays for ever where its Publisher is paused or gets another lease
 		return nil
 	}},
 	{"no space", true, func(c *chaos, _ int) func() {
@@ -243,6 +244,7 @@ func (c *chaos) round(n int) {
 	for _, i := range c.live {
 		i.touched = false
 	}
+	c.Absences(prefix) // the observer knows all until now
 	began, gentle := time.Now(), true
 	var mends []func()
 	for _, i := range strikes {

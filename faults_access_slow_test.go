@@ -18,9 +18,9 @@ import (
 // onItsOwn gives a Publisher a connection of its own, as if it were in another process.
 func onItsOwn() discov.PubOption { return discov.WithClientConfig(func(*clientv3.Config) {}) }
 
-// TestManyProcessesLogInAfterARestartThoughEachLoginIsSlow is the case of a hundred services with the default cost of a
+// TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow is the case of a hundred services with the default cost of a
 // password, 60 ms, on a small etcd: all logins together take longer than one may wait.
-func TestManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) {
+func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) {
 	const n = 60
 	etcd := etcdtest.StartProcess(t, etcdtest.WithAuth("svc", "pass"), etcdtest.WithBcryptCost(12))
 	login := time.Now()
@@ -46,13 +46,13 @@ func TestManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) {
 	assert.LessOrEqual(t, authenticated, 2*n)
 }
 
-func TestALatencyOfTwoSecondsLosesNoKeyAndKeepsBounds(t *testing.T) {
+func TestSlowALatencyOfTwoSecondsLosesNoKeyAndKeepsBounds(t *testing.T) {
 	t.Parallel()
 	farEtcd{each: 2 * time.Second, timeout: 20 * time.Second, ttl: defaultTTL}.requireKept(t)
 }
 
-// TestAWriterWhoseKeyWasDeletedPutsItBack: nobody tells one who may neither read nor watch.
-func TestAWriterWhoseKeyWasDeletedPutsItBack(t *testing.T) {
+// TestSlowAWriterWhoseKeyWasDeletedPutsItBack: nobody tells one who may neither read nor watch.
+func TestSlowAWriterWhoseKeyWasDeletedPutsItBack(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.WithAuth("admin", "pass"))
 	etcd.AddUser(t, "svc", "pass")
@@ -66,8 +66,8 @@ func TestAWriterWhoseKeyWasDeletedPutsItBack(t *testing.T) {
 	t.Logf("figure: back after %v", time.Since(deleted).Round(time.Millisecond))
 }
 
-// TestTheCallersClientMovedToAnotherClusterMovesTheKey: what is open to the old cluster may stay open.
-func TestTheCallersClientMovedToAnotherClusterMovesTheKey(t *testing.T) {
+// TestSlowTheCallersClientMovedToAnotherClusterMovesTheKey: what is open to the old cluster may stay open.
+func TestSlowTheCallersClientMovedToAnotherClusterMovesTheKey(t *testing.T) {
 	t.Parallel()
 	old, new := etcdtest.Start(t), etcdtest.Start(t)
 	client := ownClient(t, old.Endpoints()...)
@@ -80,30 +80,6 @@ func TestTheCallersClientMovedToAnotherClusterMovesTheKey(t *testing.T) {
 	time.Sleep(15 * time.Second)
 	o.RequireNeverAbsent(t, "svc/1")
 	require.NoError(t, p.StopContext(t.Context()))
-}
-
-// TestTwoProcessesWithOneIDWriteTwiceAMinuteAtMost: another one comes and goes all the time.
-func TestTwoProcessesWithOneIDWriteTwiceAMinuteAtMost(t *testing.T) {
-	t.Parallel()
-	etcd := etcdtest.Start(t)
-	registered(t, etcd.Endpoints(), "svc", discov.WithId(1))
-	before := etcd.Requests()
-	another := etcd.Client(t)
-	began := time.Now()
-	for time.Since(began) < 55*time.Second {
-		lease, err := another.Grant(t.Context(), 60)
-		require.NoError(t, err)
-		_, err = another.Put(t.Context(), "svc/1", "another", clientv3.WithLease(lease.ID))
-		require.NoError(t, err)
-		time.Sleep(200 * time.Millisecond)
-		_, err = another.Revoke(t.Context(), lease.ID)
-		require.NoError(t, err)
-		time.Sleep(200 * time.Millisecond)
-	}
-	after := etcd.Requests()
-	writes := after["Put"] - before["Put"] + after["Txn"] - before["Txn"]
-	t.Logf("figure: %d writes in 55 s of another that comes and goes; %d Range", writes, after["Range"]-before["Range"])
-	assert.LessOrEqual(t, writes, 2)
 }
 
 // BenchmarkCPUOfAHundredPublishersInAnOutage tells what an outage of 20 s costs the process of the Publishers, in percent

@@ -1,6 +1,6 @@
 //go:build slow
 
-// The faults that take their time: go test -race -tags slow -run TestSlow .
+// The faults that take their time: make chaos.
 
 package discov_test
 
