@@ -78,6 +78,25 @@ func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T
 	})
 }
 
+func TestAReadThatTakesLongerThanTheTTLCostsNoLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), WithTTL(2*time.Second), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.meets(func(op string) trouble {
+			if op == "get" {
+				return trouble{delay: 2400 * time.Millisecond}
+			}
+			return trouble{}
+		})
+		settle(10 * time.Minute)
+		require.Greater(t, len(f.requests("get")), 15)
+		require.Len(t, f.requests("grant"), 1)
+		f.meets(func(string) trouble { return trouble{} })
+		p.Stop()
+	})
+}
+
 func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

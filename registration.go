@@ -275,10 +275,14 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 	defer watch.cancel()
 	ctx, cancel := context.WithCancel(ctx)
 	var answer <-chan renewal // nil where none is awaited
+	var found <-chan look     // the same
 	defer func() {
 		cancel()
 		if answer != nil {
 			_ = r.leases.take(<-answer) // what is to be known of the lease's end
+		}
+		if found != nil {
+			<-found
 		}
 	}()
 	news := watch.signal
@@ -294,7 +298,10 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			r.known = r.isRight() // by the watch
 			return errValueUpdated
 		case <-check.C:
-			if doubt := r.check(ctx); doubt != nil {
+			found = r.look(ctx)
+		case one := <-found:
+			found = nil
+			if doubt := r.looked(one); doubt != nil {
 				return doubt
 			}
 			check.Reset(r.untilCheck())
@@ -306,7 +313,9 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			if unwatchable {
 				news = nil
 			}
-			check.Reset(r.untilCheck())
+			if found == nil {
+				check.Reset(r.untilCheck())
+			}
 		case <-due.C:
 			answer = r.leases.ask(ctx)
 		case one := <-answer:
@@ -327,11 +336,36 @@ func (r *registration) untilCheck() time.Duration {
 	return jitter(checkEvery)
 }
 
-// check reads the key, in case that the watch missed something.
-func (r *registration) check(ctx context.Context) error {
-	if err := r.read(ctx); err != nil {
-		return err
+// look is one read of the key while it is held, in case that the watch missed something.
+type look struct {
+	after int64 // what was known when it began
+	now   entry
+	rev   int64
+	err   error
+}
+
+// look reads the key while renewals go on. The answer comes when etcd has given it, or when ctx is done.
+func (r *registration) look(ctx context.Context) <-chan look {
+	found := make(chan look, 1)
+	key, after := r.key, r.rev
+	go func() {
+		one := look{after: after}
+		one.now, one.rev, one.err = r.etcd.get(ctx, key)
+		found <- one
+	}()
+	return found
+}
+
+// looked takes what a look has found, unless the watch has told of more meanwhile.
+func (r *registration) looked(one look) error {
+	switch {
+	case one.err != nil:
+		return r.failed("read", one.err)
+	case one.after != r.rev:
+		return nil
 	}
+	r.seen = one.now
+	r.noteRev(one.rev)
 	return r.doubtSeen()
 }
 
