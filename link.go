@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -133,6 +134,7 @@ func (l *link) config(to *target, known token) (clientv3.Config, error) {
 	if to.files != nil && config.TLS == ofTarget {
 		load = to.files.load
 	}
+	takeLimits(&config)
 	l.takeTLS(&config, load)
 	l.takeAccount(&config, known)
 	return config, nil
@@ -162,6 +164,18 @@ func (l *link) settings(to *target) clientv3.Config {
 		config.Username, config.Password = to.account.user, to.account.pass
 	}
 	return config
+}
+
+// takeLimits makes the client's limits of a message those of the connection: our calls are not the client's.
+func takeLimits(config *clientv3.Config) {
+	limits := []grpc.CallOption{grpc.MaxCallRecvMsgSize(math.MaxInt32)} // the client's default
+	if n := config.MaxCallRecvMsgSize; n > 0 {
+		limits = append(limits, grpc.MaxCallRecvMsgSize(n))
+	}
+	if n := config.MaxCallSendMsgSize; n > 0 {
+		limits = append(limits, grpc.MaxCallSendMsgSize(n))
+	}
+	config.DialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(limits...)}, config.DialOptions...)
 }
 
 // takeTLS takes the handshakes out of the client's hands into ours.

@@ -321,6 +321,14 @@ func TestTheClientConfigMaySetAUser(t *testing.T) {
 	requireNothingLeft(t, srv)
 }
 
+func TestTheClientConfigMayLimitMessages(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	p := published(t, srv.Endpoints(), WithClientConfig(func(c *clientv3.Config) { c.MaxCallSendMsgSize = 200 }))
+	require.ErrorContains(t, p.Update(deadline(t, eventually), strings.Repeat("v", 300)), "larger than max")
+	requireValue(t, srv, testFullKey, testValue)
+}
+
 func TestAClientConfigThatPanicsIsAnError(t *testing.T) {
 	t.Parallel()
 	p := newTestPublisher(t, []string{"127.0.0.1:1"}, WithClientConfig(func(*clientv3.Config) { panic("oh dear") }))
