@@ -198,15 +198,22 @@ func (l *link) takeAccount(config *clientv3.Config, known token) {
 		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
 }
 
-// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
-func (t *clientTuning) run(config *clientv3.Config) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
-		}
+// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error. So does runtime.Goexit,
+// which testing's FailNow is.
+func (t *clientTuning) run(config *clientv3.Config) error {
+	outcome := make(chan error)
+	go func() {
+		err := fmt.Errorf("%w: WithClientConfig ended its goroutine", ErrOptions)
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
+			}
+			outcome <- err
+		}()
+		t.apply(config)
+		err = nil
 	}()
-	t.apply(config)
-	return nil
+	return <-outcome
 }
 
 // close ends the streams, and the client if it is the library's. All calls must have been told to end.

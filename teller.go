@@ -93,9 +93,16 @@ func (t *teller) add(event Event) {
 }
 
 func (t *teller) run() {
+	told := false
+	defer func() {
+		if !told {
+			go t.run() // the user's code has ended the goroutine, with runtime.Goexit
+		}
+	}()
 	for {
 		event, missed, ok := t.next()
 		if !ok {
+			told = true
 			return
 		}
 		t.guard("logger", func() {
