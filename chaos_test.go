@@ -63,7 +63,7 @@ type chaos struct {
 	nextID int64
 
 	saved    bool      // whether there is a copy of etcd's data
-	restored time.Time // when the copy was last put back, with leases of others that end by themselves
+	restored bool      // whether it was put back in this round, with leases of others that end by themselves
 	deaf     time.Time // when connections were last made deaf: until they are replaced, nothing is heard of what follows
 }
 
@@ -121,7 +121,7 @@ var disasters = []disaster{
 			c.group.Snapshot()
 		} else {
 			c.group.Restore()
-			c.restored = time.Now()
+			c.restored = true
 		}
 		return nil
 	}},
@@ -244,6 +244,7 @@ func (c *chaos) round(n int) {
 	for _, i := range c.live {
 		i.touched = false
 	}
+	c.restored = false
 	c.Absences(prefix) // the observer knows all until now
 	began, gentle := time.Now(), true
 	var mends []func()
@@ -348,7 +349,7 @@ func (c *chaos) allowed(since time.Time, wrong string) time.Duration {
 	}
 	// A grant that was under way for long may be applied after its lease was revoked: no key, and gone in a TTL. So are the
 	// keys of those who have stopped since the copy of the data was made; one with an id waits for its predecessor's to go.
-	if strings.Contains(wrong, "leases") || since.Sub(c.restored) < chaosTTL+expiryLag {
+	if strings.Contains(wrong, "leases") || c.restored {
 		within += chaosTTL + expiryLag
 	}
 	return within
