@@ -72,11 +72,11 @@ func newAccount(as login, on *link, from token) *account {
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
 func (a *account) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	now := a.current()
-	if now == (token{}) {
+	text := a.current().text
+	if text == "" {
 		return nil, nil
 	}
-	return map[string]string{rpctypes.TokenFieldNameGRPC: now.text}, nil
+	return map[string]string{rpctypes.TokenFieldNameGRPC: text}, nil
 }
 
 // RequireTransportSecurity implements gRPC's PerRPCCredentials. Plaintext is the user's choice, as with the client.
@@ -127,15 +127,15 @@ func (a *account) reject(used token, err error) {
 	}
 }
 
-// outdate drops the token if etcd, which is at revision rev now, was wiped or restored since it was made: once etcd wants
-// tokens again, a call with it would hang. Without an answer rev is zero.
-func (a *account) outdate(rev int64) {
+// outdate drops the token if etcd, which answered at revision rev a call that was made with it, was wiped or restored
+// since the token was made: once etcd wants tokens again, a call with it would hang.
+func (a *account) outdate(used token, rev int64) {
 	if a == nil {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if 0 < rev && rev < a.token.rev {
+	if a.token == used && rev < used.rev {
 		a.token, a.asked = token{}, false
 	}
 }

@@ -102,7 +102,8 @@ var disasters = []disaster{
 	{"overwrite every key without a lease", true, func(c *chaos, _ int) func() {
 		for _, i := range c.live {
 			there := clientv3.Compare(clientv3.CreateRevision(i.key()), ">", 0)
-			_, _ = c.group.Client(c.t).Txn(c.t.Context()).If(there).Then(clientv3.OpPut(i.key(), "by hand")).Commit()
+			_, err := c.group.Client(c.t).Txn(c.t.Context()).If(there).Then(clientv3.OpPut(i.key(), "by hand")).Commit()
+			require.NoError(c.t, err)
 		}
 		c.requireAsAsked(time.Now()) // a key without a lease stays for ever where its Publisher is paused or gets another lease
 		return nil
@@ -185,15 +186,15 @@ func onAllPaths(strike, mend func(*etcdtest.Path)) func(*chaos, int) func() {
 
 func newChaos(t *testing.T, members int, account bool) *chaos {
 	t.Helper()
-	c := &chaos{
-		random: rand.New(rand.NewPCG(*chaosSeed, uint64(members))),
-		opts:   []discov.PubOption{discov.WithTTL(chaosTTL)},
-	}
+	c := &chaos{opts: []discov.PubOption{discov.WithTTL(chaosTTL)}}
 	var opts []etcdtest.Option
+	stream := uint64(members)
 	if account {
+		stream += 10
 		opts = append(opts, etcdtest.WithAuth("svc", "pass"), etcdtest.WithTokenTTL(2*time.Second))
 		c.opts = append(c.opts, discov.WithPubEtcdAccount("svc", "pass"))
 	}
+	c.random = rand.New(rand.NewPCG(*chaosSeed, stream))
 	c.group = etcdtest.StartProcessCluster(t, members, opts...)
 	for _, m := range c.group.Members {
 		c.paths = append(c.paths, etcdtest.NewPath(t, m.Endpoints()[0]))

@@ -77,12 +77,12 @@ type sharedWait struct {
 // sharedCause is why there is no connection, found out once for all whose wait for one ends at about the same time.
 type sharedCause struct {
 	mu    sync.Mutex
-	err   error // nil where gRPC has no words for it
+	err   error // nil where there was a connection after all
 	since time.Time
 }
 
 // sharedCauseFor is how long a cause is not found out anew.
-const sharedCauseFor = time.Second
+const sharedCauseFor = 100 * time.Millisecond
 
 func newLink() *link {
 	l := &link{}
@@ -272,13 +272,16 @@ func (l *link) awaitConnection(ctx context.Context) error {
 	}
 	select {
 	case <-l.connection():
-		return nil
+		if l.closedByCaller() {
+			return ErrClientClosed
+		}
+		return l.left.Err()
 	case <-ctx.Done():
 		return l.trouble(status.FromContextError(ctx.Err()).Err())
 	}
 }
 
-// connection is closed when gRPC has a connection, or when the link is left.
+// connection is closed when gRPC has a connection, or can have none any more.
 func (l *link) connection() <-chan struct{} {
 	wait := &l.connecting
 	wait.mu.Lock()
@@ -292,7 +295,7 @@ func (l *link) connection() <-chan struct{} {
 
 func (l *link) connect() {
 	cc := l.client.ActiveConnection()
-	for state := cc.GetState(); state != connectivity.Ready; state = cc.GetState() {
+	for state := cc.GetState(); state != connectivity.Ready && state != connectivity.Shutdown; state = cc.GetState() {
 		cc.Connect()
 		if !cc.WaitForStateChange(l.left, state) {
 			break
@@ -305,7 +308,7 @@ func (l *link) connect() {
 	wait.over = nil
 }
 
-// trouble is why there is no connection, in gRPC's words. Where gRPC has none, it is err.
+// trouble is why there is no connection, in gRPC's words. Where there is one after all, it is err.
 func (l *link) trouble(err error) error {
 	shared := &l.cause
 	shared.mu.Lock()
@@ -319,7 +322,7 @@ func (l *link) trouble(err error) error {
 	return err
 }
 
-// whyNotConnected asks gRPC with a request that has no time to be sent.
+// whyNotConnected asks gRPC, with a request that has no time to be sent.
 func (l *link) whyNotConnected() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
 	defer cancel()
@@ -474,24 +477,35 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+// store makes a request of the key-value store, and returns etcd's revision.
+func (s *session) store(ctx context.Context, request func(context.Context, pb.KVClient) (*pb.ResponseHeader, error)) (rev int64, err error) {
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
-		now, rev = firstOf(response), response.GetHeader().GetRevision()
-		l.account.outdate(rev)
-		return err
+		used := l.account.current()
+		header, err := request(ctx, l.kv)
+		if err != nil {
+			return err
+		}
+		rev = header.GetRevision()
+		l.account.outdate(used, rev)
+		return nil
+	})
+	return rev, err
+}
+
+func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+	rev, err = s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
+		response, err := kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
+		now = firstOf(response)
+		return response.GetHeader(), err
 	})
 	return now, rev, err
 }
 
 func (s *session) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
-		rev = response.GetHeader().GetRevision()
-		l.account.outdate(rev)
-		return err
+	return s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
+		response, err := kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
+		return response.GetHeader(), err
 	})
-	return rev, err
 }
 
 func (s *session) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
@@ -505,17 +519,12 @@ func (s *session) putOver(ctx context.Context, was entry, key, value string, id 
 		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(key, value, id)}}},
 		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}},
 	}
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
-		if err != nil {
-			return err
-		}
-		put, rev = response.GetSucceeded(), response.GetHeader().GetRevision()
-		l.account.outdate(rev)
-		if !put {
+	rev, err = s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
+		response, err := kv.Txn(ctx, txn, grpc.WaitForReady(true))
+		if put = response.GetSucceeded(); err == nil && !put {
 			now = firstOf(response.GetResponses()[0].GetResponseRange())
 		}
-		return nil
+		return response.GetHeader(), err
 	})
 	return put, now, rev, err
 }

@@ -269,6 +269,10 @@ func (o *options) validateEndpoints(endpoints []string) {
 		o.reject(ErrEndpoints, "there are none")
 		return
 	}
+	first := slices.Min(endpoints)
+	if _, err := url.Parse("etcd:///" + first); err != nil { // the client makes its target of the first
+		o.reject(ErrEndpoints, "%q: %v", first, errors.Unwrap(err))
+	}
 	secure := 0
 	for _, endpoint := range endpoints {
 		if err := checkEndpoint(endpoint); err != nil {
@@ -324,9 +328,6 @@ func isSecure(endpoint string) bool {
 }
 
 func checkEndpoint(endpoint string) error {
-	if _, err := url.Parse("etcd:///" + endpoint); err != nil { // the client makes its target so
-		return errors.Unwrap(err)
-	}
 	switch scheme := schemeOf(endpoint); scheme {
 	case "":
 		return checkHostPort(endpoint)

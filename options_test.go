@@ -174,6 +174,7 @@ func TestGoodInputOfEveryKindIsAccepted(t *testing.T) {
 		p := NewPublisher([]string{endpoint}, "k", "v", WithTTL(time.Second), WithTimeout(100*time.Millisecond), WithId(1<<62))
 		require.NoError(t, p.validate(), endpoint)
 	}
+	require.NoError(t, NewPublisher([]string{"[fe80::1%eth0]:2379", "[::1]:2379"}, "k", "v").validate(), "the client names its target after the first")
 }
 
 // etcdlessClient is a client of the caller's without any etcd.

@@ -190,15 +190,17 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
+	defer context.AfterFunc(l.client.Ctx(), cancel)()
 	began := time.Now()
-	afterAndAgain(ctx, patience, func() {
+	every(ctx, patience, func() bool {
 		// With several members, one that is silent may hide behind the answers of the others. A login takes its time.
-		if (l.silentSince(began) || len(c.to.endpoints) > 1) && !l.account.isAsking() {
-			c.suspect(l)
-		}
+		return (l.silentSince(began) || len(c.to.endpoints) > 1) && !l.account.isAsking() && c.suspect(l)
 	})
 	err := request(ctx, l)
-	if isMute(err) && l.left.Err() == nil && !l.connected() {
+	switch {
+	case err != nil && l.closedByCaller():
+		return ErrClientClosed
+	case isMute(err) && l.left.Err() == nil && !l.connected():
 		return l.trouble(err)
 	}
 	return err
@@ -209,13 +211,16 @@ func isMute(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStreamEnded)
 }
 
-// afterAndAgain runs f after d, and again after twice the time each, until ctx is done.
-func afterAndAgain(ctx context.Context, d time.Duration, f func()) {
+// every runs f each time that d has passed, until ctx is done. Each time that f says that all is done, d is doubled.
+func every(ctx context.Context, d time.Duration, f func() (done bool)) {
 	timer := time.AfterFunc(d, func() {
-		if ctx.Err() == nil {
-			f()
-			afterAndAgain(ctx, 2*d, f)
+		if ctx.Err() != nil {
+			return
 		}
+		if f() {
+			d *= 2
+		}
+		every(ctx, d, f)
 	})
 	context.AfterFunc(ctx, func() { timer.Stop() })
 }
@@ -232,15 +237,19 @@ func (c *conn) watch(key string, rev int64) *watcher {
 	return l.watches.watch(key, rev)
 }
 
-// suspect begins an examination of the link, unless there is one or there was one just now.
-func (c *conn) suspect(l *link) {
+// suspect begins an examination of the link, unless there is one. It says no where there was one just now.
+func (c *conn) suspect(l *link) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cur != l || !l.ours || c.examining || c.ctx.Err() != nil || time.Since(c.acquitted) < acquittal {
-		return
+	switch {
+	case c.cur != l || !l.ours || c.examining || c.ctx.Err() != nil:
+		return true
+	case time.Since(c.acquitted) < acquittal:
+		return false
 	}
 	c.examining = true
 	c.running.Go(func() { c.examine(l) })
+	return true
 }
 
 // examine finds out whether etcd or the connection is at fault. The link is given two spares, a patient and a brisk one,

@@ -1,8 +1,10 @@
 package discov
 
 import (
+	"context"
 	"crypto/tls"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -12,7 +14,9 @@ import (
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 )
 
 func TestConcurrentFirstUsersDialOnce(t *testing.T) {
@@ -69,12 +73,71 @@ func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 	s := &session{conn: c, call: time.Second, patience: time.Second, maxPatience: time.Second}
 	_, _, err = s.get(deadline(t, eventually), testKey)
 	require.NoError(t, err)
+	l := c.enter()
+	defer l.calls.Done()
 	since := time.Now()
 	require.NoError(t, s.ready(t.Context()))
-	require.True(t, c.cur.silentSince(since))
+	require.True(t, l.silentSince(since))
 	_, _, err = s.get(deadline(t, eventually), testKey)
 	require.NoError(t, err)
-	require.False(t, c.cur.silentSince(since))
+	require.False(t, l.silentSince(since))
+}
+
+// TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime: a login may take its time, but not all that there is.
+func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	for _, ttl := range []time.Duration{4 * time.Second, 7 * time.Second, 20 * time.Second} {
+		t.Run(ttl.String(), func(t *testing.T) {
+			t.Parallel()
+			path := etcdtest.NewPath(t, srv.Endpoints()[0])
+			var first sync.Once
+			deafen := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+				if method == pb.Auth_Authenticate_FullMethodName {
+					first.Do(path.DeafenCurrent)
+				}
+				return invoke(ctx, method, req, reply, cc, opts...)
+			}
+			p := newTestPublisher(t, []string{path.Endpoint()}, WithTTL(ttl), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
+				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(deafen))
+			}))
+			require.NoError(t, p.KeepAlive())
+		})
+	}
+}
+
+func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {
+	t.Parallel()
+	client := etcdlessClient(t)
+	o := defaultOptions()
+	o.client = client
+	c, err := connections.acquire(newTarget(nil, o))
+	require.NoError(t, err)
+	defer connections.release(c)
+	s := &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
+	time.AfterFunc(200*time.Millisecond, func() { _ = client.Close() })
+	requireWithin(t, 2*time.Second, func() { require.ErrorIs(t, s.ready(t.Context()), ErrClientClosed) })
+}
+
+func TestWhyThereIsNoConnectionIsFoundOutAnew(t *testing.T) {
+	t.Parallel()
+	rude, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer rude.Close()
+	go func() {
+		for {
+			conn, err := rude.Accept()
+			if err != nil {
+				return
+			}
+			time.AfterFunc(200*time.Millisecond, func() { conn.Close() })
+		}
+	}()
+	l, err := dial(newTarget([]string{rude.Addr().String()}, defaultOptions()), false, token{})
+	require.NoError(t, err)
+	defer l.close()
+	require.ErrorContains(t, l.awaitConnection(deadline(t, 50*time.Millisecond)), "waiting")
+	require.ErrorContains(t, l.awaitConnection(deadline(t, time.Second)), "preface")
 }
 
 func TestTheLastReleaseClosesTheConnection(t *testing.T) {

@@ -142,8 +142,9 @@ func (g *Group[M]) Restore() {
 }
 
 // Replace takes a member out of the cluster for good, and adds a new one with an address and data of its own, which takes
-// its place in Members and is returned. etcd wants all to have been well for 5 s before either, so it takes as long. Endpoints and Client
-// stay with the addresses of the start, so one of those members must stay.
+// its place in Members and is returned. The old one runs on until then, as one who has not been told to go. etcd wants all
+// to have been well for 5 s before either step, so it takes as long. Endpoints and Client stay with the addresses of the
+// start, so one of those members must stay.
 func (g *Group[M]) Replace(old M) M {
 	g.t.Helper()
 	was := old.base()
@@ -159,7 +160,7 @@ func (g *Group[M]) Replace(old M) M {
 		}
 		return err
 	})
-	was.Stop()
+	defer was.Stop()
 
 	next := was.successor()
 	g.reconfigure("add "+next.cfg.Name, func(ctx context.Context, c *clientv3.Client) error {
