@@ -26,20 +26,39 @@ const (
 	longLogin = 3 * time.Second
 )
 
+// A call without an answer for suspectAfter makes its token suspect. It hangs when an answer to a question with it comes
+// later than one to the same without it, by hangsAfter or twice the time of that. It is asked again every suspectAgain.
+const (
+	suspectAfter = 200 * time.Millisecond
+	hangsAfter   = 300 * time.Millisecond
+	suspectAgain = 500 * time.Millisecond
+)
+
+// errTokenHangs ends a call whose token is found to hang.
+var errTokenHangs = errors.New("etcd lets calls with the token wait")
+
 // login is an etcd user and password.
 type login struct {
 	user, pass string
 }
 
-// token is what etcd knows a user by. The zero token is none.
+// token is what etcd knows a user by. One without text is none.
 type token struct {
-	text string
-	rev  int64 // etcd's revision when it was made
+	text  string
+	hangs context.Context // done when it is found to hang
+	drop  context.CancelFunc
 }
 
-// account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait. Links do not
-// share it: after a restore of etcd, a call with a token from before hangs without an error, until raft's index has
-// caught up with the token's.
+func newToken(text string) *token {
+	t := &token{text: text}
+	t.hangs, t.drop = context.WithCancel(context.Background())
+	return t
+}
+
+// account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait.
+//
+// When etcd was wiped or restored, a call with a token from before hangs without an error, until raft's index has caught up
+// with the token's, which may be never. So a token that is suspect is compared with none.
 //
 // The client's own way costs a bcrypt per stream and per call that finds its token expired: a thousand Publishers would
 // keep etcd busy for a minute after each restart. It also makes clientv3.New fail while etcd is down.
@@ -50,8 +69,9 @@ type account struct {
 	link *link
 
 	mu      sync.Mutex
-	timeout time.Duration // of the next Authenticate
-	token   token
+	timeout time.Duration   // of the next Authenticate
+	token   *token          // never nil
+	checked time.Time       // when the token was compared with none last
 	asked   bool            // whether etcd has answered an Authenticate
 	pending *authentication // nil where none is under way
 	refused error
@@ -66,14 +86,17 @@ type authentication struct {
 }
 
 // newAccount begins with a token of another link's, if there is one.
-func newAccount(as login, on *link, from token) *account {
-	return &account{login: as, link: on, timeout: authenticateLeast, token: from, asked: from != token{}}
+func newAccount(as login, on *link, text string) *account {
+	return &account{login: as, link: on, timeout: authenticateLeast, token: newToken(text), asked: text != ""}
 }
 
+// question is the key, in a context, of a call that finds out about the token. Its value says whether it is made with it.
+type question struct{}
+
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
-func (a *account) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	text := a.current().text
-	if text == "" {
+func (a *account) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	text := a.inUse().text
+	if withToken, isQuestion := ctx.Value(question{}).(bool); text == "" || isQuestion && !withToken {
 		return nil, nil
 	}
 	return map[string]string{rpctypes.TokenFieldNameGRPC: text}, nil
@@ -82,9 +105,10 @@ func (a *account) GetRequestMetadata(context.Context, ...string) (map[string]str
 // RequireTransportSecurity implements gRPC's PerRPCCredentials. Plaintext is the user's choice, as with the client.
 func (a *account) RequireTransportSecurity() bool { return false }
 
-func (a *account) current() token {
+// inUse is the token of now.
+func (a *account) inUse() *token {
 	if a == nil {
-		return token{}
+		return newToken("")
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -112,45 +136,38 @@ func (a *account) ensure(ctx context.Context) error {
 	if asked {
 		return nil
 	}
-	return a.renew(ctx, token{})
+	return a.renew(ctx, nil)
 }
 
 // reject drops the token if err says that it is of no use any more, so that the next stream gets another.
-func (a *account) reject(used token, err error) {
+func (a *account) reject(used *token, err error) {
 	if a == nil || !isTokenError(plain(err)) {
 		return
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.token == used {
-		a.token, a.asked = token{}, false
+		a.forgetLocked()
 	}
 }
 
-// outdate drops the token if etcd, which answered at revision rev a call that was made with it, was wiped or restored
-// since the token was made: once etcd wants tokens again, a call with it would hang.
-func (a *account) outdate(used token, rev int64) {
-	if a == nil {
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.token == used && rev < used.rev {
-		a.token, a.asked = token{}, false
-	}
+func (a *account) forgetLocked() {
+	a.token, a.asked = newToken(""), false
 }
 
 // intercept gives each unary call a token, and a second try where etcd rejects it.
 func (a *account) intercept(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if method == pb.Auth_Authenticate_FullMethodName || method == pb.Auth_AuthStatus_FullMethodName {
+	if method == pb.Auth_Authenticate_FullMethodName || method == pb.Auth_AuthStatus_FullMethodName || ctx.Value(question{}) != nil {
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}
 	if err := a.ensure(ctx); err != nil {
 		return err
 	}
-	used := a.current()
-	err := invoke(ctx, method, req, reply, cc, opts...)
-	if !isTokenError(plain(err)) {
+	used := a.inUse()
+	err := a.unlessItHangs(ctx, used, func(ctx context.Context) error {
+		return invoke(ctx, method, req, reply, cc, opts...)
+	})
+	if !isTokenError(plain(err)) && !errors.Is(err, errTokenHangs) {
 		return err
 	}
 	if renewErr := a.renew(ctx, used); renewErr != nil {
@@ -164,8 +181,111 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	return err
 }
 
+// unlessItHangs makes a call with the token, and ends it when the token is found to hang.
+func (a *account) unlessItHangs(ctx context.Context, used *token, call func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(used.hangs, func() { cancel(errTokenHangs) })()
+	defer a.suspect(ctx, used)()
+	err := call(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errTokenHangs) {
+		return errTokenHangs
+	}
+	return err
+}
+
+// suspect checks the token when what was asked with it has no answer for long. The function that it returns is to be
+// called once there is one.
+func (a *account) suspect(ctx context.Context, used *token) (answered func()) {
+	if a == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	checked := make(chan struct{})
+	late := time.AfterFunc(suspectAfter, func() {
+		defer close(checked)
+		a.check(ctx, used)
+	})
+	return func() {
+		cancel()
+		if !late.Stop() {
+			<-checked
+		}
+	}
+}
+
+// check compares the token with none, as often as may be, and drops it where it hangs.
+func (a *account) check(ctx context.Context, used *token) {
+	for ctx.Err() == nil {
+		wait, current := a.turn(used)
+		switch {
+		case !current:
+			return
+		case wait > 0:
+			pause(ctx, wait)
+		case a.isHanging(ctx):
+			a.dropHanging(used)
+		}
+	}
+}
+
+// turn is how long the token is not to be checked yet; where that is zero, the turn is the caller's.
+func (a *account) turn(used *token) (wait time.Duration, current bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	wait = max(0, time.Until(a.checked.Add(suspectAgain)))
+	if wait == 0 {
+		a.checked = time.Now()
+	}
+	return wait, used.text != "" && a.token == used
+}
+
+func (a *account) dropHanging(used *token) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.token == used {
+		used.drop()
+		a.forgetLocked()
+	}
+}
+
+// isHanging asks etcd the same with the token and without: what it does not need a quorum for.
+func (a *account) isHanging(ctx context.Context) bool {
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	ask := func(withToken bool) <-chan bool {
+		answered := make(chan bool, 1)
+		asking.Go(func() {
+			kv := pb.NewKVClient(a.link.client.ActiveConnection())
+			_, err := kv.Range(context.WithValue(ctx, question{}, withToken), anything, grpc.WaitForReady(true))
+			answered <- err == nil || isEtcdError(plain(err))
+		})
+		return answered
+	}
+	began := time.Now()
+	with, without := ask(true), ask(false)
+	select {
+	case answered := <-without:
+		if !answered {
+			return false
+		}
+	case <-with:
+		return false
+	}
+	late := time.NewTimer(max(hangsAfter, 2*time.Since(began)))
+	defer late.Stop()
+	select {
+	case <-with:
+		return false
+	case <-late.C:
+		return true
+	}
+}
+
 // renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.
-func (a *account) renew(ctx context.Context, rejected token) error {
+func (a *account) renew(ctx context.Context, rejected *token) error {
 	if err := a.link.awaitConnection(ctx); err != nil {
 		return err
 	}
@@ -183,7 +303,7 @@ func (a *account) renew(ctx context.Context, rejected token) error {
 
 // join returns the authentication that is under way, or starts one. It returns none where there is a newer token already,
 // or where etcd has refused the password just now.
-func (a *account) join(rejected token) (*authentication, error) {
+func (a *account) join(rejected *token) (*authentication, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -210,10 +330,9 @@ func (a *account) authenticate(one *authentication, timeout time.Duration) {
 	a.pending, a.refused = nil, nil
 	switch e := plain(err); {
 	case err == nil:
-		a.token = token{text: response.GetToken(), rev: response.GetHeader().GetRevision()}
-		a.asked, a.timeout = true, authenticateLeast
+		a.token, a.asked, a.timeout = newToken(response.GetToken()), true, authenticateLeast
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
-		a.token, a.asked = token{}, true
+		a.token, a.asked = newToken(""), true
 	case ctx.Err() != nil:
 		one.err = err
 		a.timeout = min(2*a.timeout, authenticateMost)

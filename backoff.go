@@ -27,9 +27,14 @@ func (b *backoff) reset() { b.next = backoffLeast }
 
 // wait pauses, and says no when ctx is done first.
 func (b *backoff) wait(ctx context.Context) bool {
-	pause := jitter(b.next)
+	d := jitter(b.next)
 	b.next = min(2*b.next, backoffMost)
-	timer := time.NewTimer(pause)
+	return pause(ctx, d)
+}
+
+// pause waits for d, and says no when ctx is done first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:

@@ -647,6 +647,34 @@ func TestAuthEnabledAndDisabledOnARunningClusterCostsNoKey(t *testing.T) {
 	}
 }
 
+// write makes etcd's history longer.
+func write(t *testing.T, etcd *etcdtest.Server, times int) {
+	t.Helper()
+	for range times {
+		_, err := etcd.Client(t).Put(t.Context(), "other", "")
+		require.NoError(t, err)
+	}
+}
+
+// TestAWipedOrRestoredEtcdHasTheKeyOfAnAccountBackAtOnce: etcd lets each call with a token from before wait until its own
+// history is as long again.
+func TestAWipedOrRestoredEtcdHasTheKeyOfAnAccountBackAtOnce(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
+	etcd.Snapshot()
+	p := registered(t, etcd.Endpoints(), "svc", discov.WithId(1), discov.WithPubEtcdAccount("svc", "pass"))
+	o := etcdtest.Observe(t, etcd, "svc/")
+	for how, lose := range map[string]func(){"wiped": etcd.Wipe, "restored": etcd.Restore} {
+		write(t, etcd, 200)
+		etcd.Restart() // which forgets all tokens
+		require.NoError(t, p.Update(t.Context(), how))
+		before := etcd.Requests()["Authenticate"]
+		lose()
+		requireBack(t, o, "svc/1", time.Now())
+		assert.LessOrEqual(t, etcd.Requests()["Authenticate"]-before, 3)
+	}
+}
+
 // TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn: etcd is restored to a time before auth was on, and it is turned on
 // again. etcd would let each call with the old token wait.
 func TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn(t *testing.T) {
@@ -655,10 +683,7 @@ func TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn(t *testing.T) {
 	etcd.AuthDisable(t)
 	etcd.Snapshot()
 	etcd.AuthEnable(t)
-	for range 100 {
-		_, err := etcd.Client(t).Put(t.Context(), "other", "")
-		require.NoError(t, err)
-	}
+	write(t, etcd, 100)
 	p := registered(t, etcd.Endpoints(), "svc", discov.WithId(1), discov.WithPubEtcdAccount("svc", "pass"))
 	o := etcdtest.Observe(t, etcd, "svc/")
 	etcd.Restore()

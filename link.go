@@ -92,10 +92,10 @@ func newLink() *link {
 }
 
 // dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
-func dial(to *target, brisk bool, known token) (*link, error) {
+func dial(to *target, brisk bool, token string) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	config, err := l.config(to, known)
+	config, err := l.config(to, token)
 	if err == nil {
 		l.client, err = clientv3.New(config)
 	}
@@ -122,7 +122,7 @@ func (l *link) attach(client *clientv3.Client) {
 }
 
 // config is what the client is made with: our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) config(to *target, known token) (clientv3.Config, error) {
+func (l *link) config(to *target, token string) (clientv3.Config, error) {
 	config := l.settings(to)
 	ofTarget := config.TLS
 	if to.tune != nil {
@@ -136,7 +136,7 @@ func (l *link) config(to *target, known token) (clientv3.Config, error) {
 	}
 	takeLimits(&config)
 	l.takeTLS(&config, load)
-	l.takeAccount(&config, known)
+	l.takeAccount(&config, token)
 	return config, nil
 }
 
@@ -188,11 +188,11 @@ func (l *link) takeTLS(config *clientv3.Config, load func() (*tls.Config, error)
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, known token) {
+func (l *link) takeAccount(config *clientv3.Config, token string) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
-	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, known)
+	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, token)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions,
 		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
@@ -334,6 +334,9 @@ func (l *link) whyNotConnected() error {
 	return nil
 }
 
+// anything is a question that each member answers by itself.
+var anything = &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}
+
 // probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
 // were answered. Any answer of etcd's will do: it is the connection that is in question.
 func (l *link) probe(ctx context.Context, n int) bool {
@@ -342,7 +345,7 @@ func (l *link) probe(ctx context.Context, n int) bool {
 	answers := make(chan bool, n)
 	for range n {
 		go func() {
-			_, err := l.kv.Range(ctx, &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}, grpc.WaitForReady(true))
+			_, err := l.kv.Range(ctx, anything, grpc.WaitForReady(true))
 			answers <- err == nil || isEtcdError(plain(err))
 		}()
 	}
@@ -459,6 +462,7 @@ func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (t
 		if alone {
 			ttl, rev, err = l.renewals.renewAlone(ctx, id)
 		} else {
+			defer l.account.suspect(ctx, l.account.inUse())()
 			ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
 		}
 		return err
@@ -477,35 +481,22 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// store makes a request of the key-value store, and returns etcd's revision.
-func (s *session) store(ctx context.Context, request func(context.Context, pb.KVClient) (*pb.ResponseHeader, error)) (rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		used := l.account.current()
-		header, err := request(ctx, l.kv)
-		if err != nil {
-			return err
-		}
-		rev = header.GetRevision()
-		l.account.outdate(used, rev)
-		return nil
-	})
-	return rev, err
-}
-
 func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
-	rev, err = s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
-		response, err := kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
-		now = firstOf(response)
-		return response.GetHeader(), err
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
+		now, rev = firstOf(response), response.GetHeader().GetRevision()
+		return err
 	})
 	return now, rev, err
 }
 
 func (s *session) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
-	return s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
-		response, err := kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
-		return response.GetHeader(), err
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
+		rev = response.GetHeader().GetRevision()
+		return err
 	})
+	return rev, err
 }
 
 func (s *session) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
@@ -519,12 +510,16 @@ func (s *session) putOver(ctx context.Context, was entry, key, value string, id 
 		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(key, value, id)}}},
 		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}},
 	}
-	rev, err = s.store(ctx, func(ctx context.Context, kv pb.KVClient) (*pb.ResponseHeader, error) {
-		response, err := kv.Txn(ctx, txn, grpc.WaitForReady(true))
-		if put = response.GetSucceeded(); err == nil && !put {
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
+		if err != nil {
+			return err
+		}
+		put, rev = response.GetSucceeded(), response.GetHeader().GetRevision()
+		if !put {
 			now = firstOf(response.GetResponses()[0].GetResponseRange())
 		}
-		return response.GetHeader(), err
+		return nil
 	})
 	return put, now, rev, err
 }

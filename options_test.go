@@ -714,7 +714,7 @@ func FuzzBadInputIsNamedAndGoodInputIsUsable(f *testing.F) {
 			}
 			return
 		}
-		l, err := dial(newTarget(p.endpoints, p.opts), false, token{})
+		l, err := dial(newTarget(p.endpoints, p.opts), false, "")
 		require.NoError(t, err)
 		l.close()
 		_, err = proto.Marshal(putOf(key, value, 1))

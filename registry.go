@@ -141,7 +141,7 @@ func (c *conn) open() {
 		c.cur = borrow(c.to.client)
 		return
 	}
-	c.cur, c.openErr = dial(c.to, false, token{})
+	c.cur, c.openErr = dial(c.to, false, "")
 }
 
 func (c *conn) close() {
@@ -255,13 +255,13 @@ func (c *conn) suspect(l *link) bool {
 // examine finds out whether etcd or the connection is at fault. The link is given two spares, a patient and a brisk one,
 // and all are asked until one answers, for as long as an outage may last. If it is a spare, it takes over.
 func (c *conn) examine(l *link) {
-	known := l.account.current()
+	token := l.account.inUse().text
 	for again := newBackoff(); c.ctx.Err() == nil; again.wait(c.ctx) {
-		patient, err := dial(c.to, false, known)
+		patient, err := dial(c.to, false, token)
 		if err != nil {
 			break // bad files or tuning; the link in doubt may still recover
 		}
-		brisk, err := dial(c.to, true, known)
+		brisk, err := dial(c.to, true, token)
 		if err != nil {
 			patient.close()
 			break
@@ -269,7 +269,6 @@ func (c *conn) examine(l *link) {
 		if c.settle(l, []*link{patient, brisk}) {
 			return
 		}
-		known = token{} // one from before a restore of etcd makes calls hang
 	}
 	c.acquit()
 }

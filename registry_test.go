@@ -133,7 +133,7 @@ func TestWhyThereIsNoConnectionIsFoundOutAnew(t *testing.T) {
 			time.AfterFunc(200*time.Millisecond, func() { conn.Close() })
 		}
 	}()
-	l, err := dial(newTarget([]string{rude.Addr().String()}, defaultOptions()), false, token{})
+	l, err := dial(newTarget([]string{rude.Addr().String()}, defaultOptions()), false, "")
 	require.NoError(t, err)
 	defer l.close()
 	require.ErrorContains(t, l.awaitConnection(deadline(t, 50*time.Millisecond)), "waiting")

@@ -162,7 +162,8 @@ func (s *renewalStream) converse() error {
 	if err := s.link.account.ensure(s.ctx); err != nil {
 		return err
 	}
-	used := s.link.account.current()
+	used := s.link.account.inUse()
+	defer context.AfterFunc(used.hangs, func() { s.cancel(errTokenHangs) })()
 	stream, err := s.link.leases.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err

@@ -183,7 +183,8 @@ func (s *watchStream) converse() error {
 	if err := s.link.account.ensure(s.ctx); err != nil {
 		return err
 	}
-	used := s.link.account.current()
+	used := s.link.account.inUse()
+	defer context.AfterFunc(used.hangs, func() { s.cancel() })()
 	stream, err := s.link.watch.Watch(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err
