@@ -26,33 +26,9 @@ const (
 	longLogin = 3 * time.Second
 )
 
-// A call without an answer for suspectAfter makes its token suspect. It hangs when an answer to a question with it comes
-// later than one to the same without it, by hangsAfter or twice the time of that. It is asked again every suspectAgain.
-const (
-	suspectAfter = 200 * time.Millisecond
-	hangsAfter   = 300 * time.Millisecond
-	suspectAgain = 500 * time.Millisecond
-)
-
-// errTokenHangs ends a call whose token is found to hang.
-var errTokenHangs = errors.New("etcd lets calls with the token wait")
-
 // login is an etcd user and password.
 type login struct {
 	user, pass string
-}
-
-// token is what etcd knows a user by. One without text is none.
-type token struct {
-	text  string
-	hangs context.Context // done when it is found to hang
-	drop  context.CancelFunc
-}
-
-func newToken(text string) *token {
-	t := &token{text: text}
-	t.hangs, t.drop = context.WithCancel(context.Background())
-	return t
 }
 
 // account holds the token of a link's user, and gets a new one when etcd wants it, once for all who wait.
@@ -89,9 +65,6 @@ type authentication struct {
 func newAccount(as login, on *link, text string) *account {
 	return &account{login: as, link: on, timeout: authenticateLeast, token: newToken(text), asked: text != ""}
 }
-
-// question is the key, in a context, of a call that finds out about the token. Its value says whether it is made with it.
-type question struct{}
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
 func (a *account) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
@@ -179,109 +152,6 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 		return status.Error(codes.Unauthenticated, "a new token was rejected: "+status.Convert(err).Message())
 	}
 	return err
-}
-
-// unlessItHangs makes a call with the token, and ends it when the token is found to hang.
-func (a *account) unlessItHangs(ctx context.Context, used *token, call func(context.Context) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(used.hangs, func() { cancel(errTokenHangs) })()
-	defer a.suspect(ctx, used)()
-	err := call(ctx)
-	if err != nil && errors.Is(context.Cause(ctx), errTokenHangs) {
-		return errTokenHangs
-	}
-	return err
-}
-
-// suspect checks the token when what was asked with it has no answer for long. The function that it returns is to be
-// called once there is one.
-func (a *account) suspect(ctx context.Context, used *token) (answered func()) {
-	if a == nil {
-		return func() {}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	checked := make(chan struct{})
-	late := time.AfterFunc(suspectAfter, func() {
-		defer close(checked)
-		a.check(ctx, used)
-	})
-	return func() {
-		cancel()
-		if !late.Stop() {
-			<-checked
-		}
-	}
-}
-
-// check compares the token with none, as often as may be, and drops it where it hangs.
-func (a *account) check(ctx context.Context, used *token) {
-	for ctx.Err() == nil {
-		wait, current := a.turn(used)
-		switch {
-		case !current:
-			return
-		case wait > 0:
-			pause(ctx, wait)
-		case a.isHanging(ctx):
-			a.dropHanging(used)
-		}
-	}
-}
-
-// turn is how long the token is not to be checked yet; where that is zero, the turn is the caller's.
-func (a *account) turn(used *token) (wait time.Duration, current bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	wait = max(0, time.Until(a.checked.Add(suspectAgain)))
-	if wait == 0 {
-		a.checked = time.Now()
-	}
-	return wait, used.text != "" && a.token == used
-}
-
-func (a *account) dropHanging(used *token) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.token == used {
-		used.drop()
-		a.forgetLocked()
-	}
-}
-
-// isHanging asks etcd the same with the token and without: what it does not need a quorum for.
-func (a *account) isHanging(ctx context.Context) bool {
-	ctx, cancel := context.WithCancel(ctx)
-	var asking sync.WaitGroup
-	defer asking.Wait()
-	defer cancel()
-	ask := func(withToken bool) <-chan bool {
-		answered := make(chan bool, 1)
-		asking.Go(func() {
-			kv := pb.NewKVClient(a.link.client.ActiveConnection())
-			_, err := kv.Range(context.WithValue(ctx, question{}, withToken), anything, grpc.WaitForReady(true))
-			answered <- err == nil || isEtcdError(plain(err))
-		})
-		return answered
-	}
-	began := time.Now()
-	with, without := ask(true), ask(false)
-	select {
-	case answered := <-without:
-		if !answered {
-			return false
-		}
-	case <-with:
-		return false
-	}
-	late := time.NewTimer(max(hangsAfter, 2*time.Since(began)))
-	defer late.Stop()
-	select {
-	case <-with:
-		return false
-	case <-late.C:
-		return true
-	}
 }
 
 // renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.

@@ -683,10 +683,19 @@ func TestAConnectionThatGoesDeafWithNothingUnderWayIsNoticedByAWithdrawal(t *tes
 
 func TestAFrozenMemberNeverTakesTheKeyAway(t *testing.T) {
 	t.Parallel()
+	requireKeptWhileEachIsFrozen(t, etcdtest.StartProcessCluster(t, 3))
+}
+
+func TestAFrozenMemberNeverTakesTheKeyOfAnAccountAway(t *testing.T) {
+	t.Parallel()
+	requireKeptWhileEachIsFrozen(t, etcdtest.StartProcessCluster(t, 3, etcdtest.WithAuth("svc", "pass")), discov.WithPubEtcdAccount("svc", "pass"))
+}
+
+func requireKeptWhileEachIsFrozen(t *testing.T, etcd *etcdtest.ProcessCluster, opts ...discov.PubOption) {
+	t.Helper()
 	const ttl = 5 * time.Second
-	etcd := etcdtest.StartProcessCluster(t, 3)
 	s := newScene(t, etcd)
-	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7), discov.WithTTL(ttl))
+	pub := s.publish(etcd.Endpoints(), "a:1", append(opts, discov.WithId(7), discov.WithTTL(ttl))...)
 	leader := etcd.Leader()
 	for _, member := range append(etcd.Followers(), leader) {
 		member.Freeze()

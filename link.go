@@ -413,10 +413,10 @@ func (s *session) connect(ctx context.Context) error {
 		s.misses.Store(0)
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
+	wait, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
 	defer cancel()
-	err := s.awaitConnection(ctx)
-	if err != nil {
+	err := s.awaitConnection(wait)
+	if err != nil && ctx.Err() == nil {
 		s.misses.Add(1)
 	}
 	return err

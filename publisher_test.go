@@ -1120,10 +1120,14 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 		},
 		{
 			name: "Pause and Resume in an outage",
-			opts: []PubOption{WithBackgroundStart(), WithTTL(time.Second), WithTimeout(400 * time.Millisecond)},
+			opts: []PubOption{WithTimeout(400 * time.Millisecond)},
 			take: func(t *testing.T, w walk) {
-				w.path.Refuse()
 				require.NoError(t, w.p.KeepAlive())
+				w.path.Refuse()
+				w.path.Reset()
+				w.p.Pause()
+				awaitState(t, w.p, StateWithdrawing)
+				w.p.Resume()
 				awaitState(t, w.p, StateRegistering)
 				w.p.Pause()
 				awaitState(t, w.p, StateWithdrawing)
@@ -1133,8 +1137,8 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 				awaitState(t, w.p, StatePublished)
 			},
 			states: []State{
-				StateRegistering, StateWithdrawing, StateRegistering, StatePublished,
-				StateWithdrawing, StateStopped,
+				StateRegistering, StatePublished, StateWithdrawing, StateRegistering, StateWithdrawing, StateRegistering,
+				StatePublished, StateWithdrawing, StateStopped,
 			},
 		},
 	}
