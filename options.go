@@ -160,8 +160,9 @@ func WithPubEtcdTLS(certFile, certKeyFile, caFile string, insecureSkipVerify boo
 	}
 }
 
-// WithTLSConfig sets the TLS configuration of the connection, which must not be changed afterwards. It excludes WithPubEtcdTLS. Publishers share
-// a connection when they share the *tls.Config. Defaults to no TLS, unless an endpoint says https.
+// WithTLSConfig sets the TLS configuration of the connection, which must not be changed afterwards. It excludes
+// WithPubEtcdTLS. Publishers share a connection when they share the *tls.Config. Defaults to no TLS, unless an endpoint
+// says https.
 func WithTLSConfig(config *tls.Config) PubOption {
 	return func(p *Publisher) {
 		if config == nil {
