@@ -122,6 +122,7 @@ var disasters = []disaster{
 			c.group.Snapshot()
 		} else {
 			c.group.Restore()
+			c.group.Disarm(c.t) // the copy may be from a time without space
 			c.restored = true
 		}
 		return nil
