@@ -410,6 +410,29 @@ func TestTheWaysInTheDocsAreThoseInTheCode(t *testing.T) {
 	}
 }
 
+func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackTwiceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.publisher(WithId(7), quiet)
+		require.NoError(t, p.KeepAlive())
+		f.lend(99)
+		for range 10 {
+			f.mu.Lock() // so that both are seen at once
+			f.setLocked(fakeKey, "another", 99)
+			f.removeLocked(fakeKey)
+			f.mu.Unlock()
+			settle(time.Second)
+		}
+		require.Len(t, f.requests("put"), 1+takeBacks)
+		require.Equal(t, StateConflict, p.Status().State)
+		settle(takeBackWindow)
+		require.True(t, f.at(fakeKey).exists())
+		require.Equal(t, StatePublished, p.Status().State)
+		f.expire(99)
+		p.Stop()
+	})
+}
+
 // TestAnySequenceEndsInTheStateAskedForLast is a property test: whatever the user calls and etcd does, once the faults
 // are over etcd is as the user wanted it last, no state was passed on a way that the diagram lacks, no call outlasted its
 // bound, and nothing is left.

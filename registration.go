@@ -56,8 +56,8 @@ type registration struct {
 	known, missing bool
 	// settled says that a reconcile has succeeded, and that nothing is held since.
 	settled bool
-	// conflict says that the key is held by another instance.
-	conflict bool
+	// conflict says that the key is held by another instance, contested that one has held it since it was put last.
+	conflict, contested bool
 	// taken is when the key was taken back from another instance of late.
 	taken []time.Time
 
@@ -211,7 +211,7 @@ func (r *registration) takeLatest(ctx context.Context) error {
 func (r *registration) wrote(rev int64) {
 	r.seen = entry{value: r.value, lease: r.leases.held.id, rev: rev}
 	r.noteRev(rev)
-	r.missing, r.conflict = false, false
+	r.missing, r.conflict, r.contested = false, false, false
 	r.accepted = r.value
 	r.puts++
 }
@@ -226,8 +226,8 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	case r.isRight():
 		r.missing, r.conflict = false, false
 		return true, nil
-	case r.isAnothers(), r.conflict && !r.mayTakeBack():
-		r.missing, r.conflict = false, true
+	case r.isAnothers(), r.contested && !r.mayTakeBack():
+		r.missing, r.conflict, r.contested = false, true, true
 		return true, nil
 	}
 	if r.leases.isPast(r.seen.lease) {
@@ -245,7 +245,7 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		r.noteRev(rev)
 		return false, nil
 	}
-	if r.conflict {
+	if r.contested {
 		r.taken = append(r.taken[max(0, len(r.taken)-takeBacks+1):], time.Now())
 	}
 	r.wrote(rev)
@@ -260,7 +260,11 @@ func (r *registration) isRight() bool {
 // isAnothers says whether what was seen is held by another instance: by a lease that is none of ours. A key without a
 // lease is nobody's.
 func (r *registration) isAnothers() bool {
-	return r.seen.exists() && r.seen.lease != clientv3.NoLease && !r.leases.isOurs(r.seen.lease)
+	return r.seen.exists() && r.isOfAnother(r.seen.lease)
+}
+
+func (r *registration) isOfAnother(id clientv3.LeaseID) bool {
+	return id != clientv3.NoLease && !r.leases.isOurs(id)
 }
 
 // mayTakeBack says whether the key was not taken back too often of late: two instances with one id would fight for ever.
@@ -385,9 +389,10 @@ func (r *registration) renewed(ctx context.Context, one renewal) error {
 
 // hear takes what the watch has to tell: nothing of interest, a doubt, or that the account may not watch.
 func (r *registration) hear(watch *watcher) (unwatchable bool, doubt error) {
-	now, news, err := watch.take()
+	now, held, news, err := watch.take()
 	if news {
 		r.seen, r.rev = now, max(r.rev, now.rev)
+		r.contested = r.contested || r.isOfAnother(held)
 		if doubt := r.doubtSeen(); doubt != nil {
 			return false, doubt
 		}
@@ -421,6 +426,6 @@ func (r *registration) withdraw(ctx context.Context) error {
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)
 	}
-	r.seen, r.missing, r.conflict, r.settled = entry{}, false, false, false
+	r.seen, r.missing, r.conflict, r.contested, r.settled = entry{}, false, false, false, false
 	return nil
 }

@@ -21,6 +21,7 @@ type watcher struct {
 
 	mu   sync.Mutex
 	last entry
+	held clientv3.LeaseID // the lease of the last put
 	news bool
 	err  error
 }
@@ -29,19 +30,22 @@ func newWatcher(cancel func()) *watcher {
 	return &watcher{signal: make(chan struct{}, 1), cancel: cancel}
 }
 
-// take returns the state of the key after the last change, if there was one since the last take, and why the watcher has
-// ended, if it has.
-func (w *watcher) take() (now entry, news bool, err error) {
+// take returns the state of the key after the last change, if there was one since the last take, the lease of the last put,
+// and why the watcher has ended, if it has.
+func (w *watcher) take() (now entry, held clientv3.LeaseID, news bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, news, err = w.last, w.news, w.err
+	now, held, news, err = w.last, w.held, w.news, w.err
 	w.news = false
-	return now, news, err
+	return now, held, news, err
 }
 
 func (w *watcher) tell(now entry) {
 	w.mu.Lock()
 	w.last, w.news = now, true
+	if now.exists() {
+		w.held = now.lease
+	}
 	w.mu.Unlock()
 	w.ring()
 }
@@ -242,8 +246,8 @@ func (s *watchStream) hear(response *pb.WatchResponse) error {
 		w.end(cancelReason(response))
 		return nil
 	}
-	if events := response.GetEvents(); len(events) > 0 {
-		w.tell(entryAfter(events[len(events)-1]))
+	for _, event := range response.GetEvents() {
+		w.tell(entryAfter(event))
 	}
 	return nil
 }
