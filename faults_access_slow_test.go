@@ -43,7 +43,7 @@ func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) 
 		etcd.Watchers(), n, etcd.Requests()["Authenticate"], one)
 	authenticated := etcd.Requests()["Authenticate"]
 	t.Logf("figure: %d processes are back %v after the restart, with %d Authenticate of %v", n, time.Since(restarted).Round(time.Millisecond), authenticated, one.Round(time.Millisecond))
-	assert.LessOrEqual(t, authenticated, 2*n)
+	assert.LessOrEqual(t, authenticated, 3*n, "more than one by each connection and its two spares")
 }
 
 func TestSlowALatencyOfTwoSecondsLosesNoKeyAndKeepsBounds(t *testing.T) {
