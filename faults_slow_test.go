@@ -98,6 +98,7 @@ func TestSlowTwoInstancesOfOneIDDoNotFight(t *testing.T) {
 	c := etcd.Client(t)
 	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
 	key := pub.key()
+	s.History(key) // the observer knows of the first put
 	since := s.begin("the other takes the key, and goes, once a second")
 	for range 75 {
 		other, err := c.Grant(t.Context(), 60)
