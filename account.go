@@ -81,7 +81,7 @@ func (a *account) RequireTransportSecurity() bool { return false }
 // inUse is the token of now.
 func (a *account) inUse() *token {
 	if a == nil {
-		return newToken("")
+		return noToken
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -125,7 +125,7 @@ func (a *account) reject(used *token, err error) {
 }
 
 func (a *account) forgetLocked() {
-	a.token, a.asked = newToken(""), false
+	a.token, a.asked = noToken, false
 }
 
 // intercept gives each unary call a token, and a second try where etcd rejects it.
@@ -202,7 +202,7 @@ func (a *account) authenticate(one *authentication, timeout time.Duration) {
 	case err == nil:
 		a.token, a.asked, a.timeout = newToken(response.GetToken()), true, authenticateLeast
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
-		a.token, a.asked = newToken(""), true
+		a.token, a.asked = noToken, true
 	case ctx.Err() != nil:
 		one.err = err
 		a.timeout = min(2*a.timeout, authenticateMost)

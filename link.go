@@ -334,20 +334,20 @@ func (l *link) whyNotConnected() error {
 	return nil
 }
 
-// anything is a question that each member answers by itself.
-var anything = &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}
+// isAnswered asks a member something that it answers by itself. Any answer will do.
+func isAnswered(ctx context.Context, kv pb.KVClient) bool {
+	_, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}, grpc.WaitForReady(true))
+	return err == nil || isEtcdError(plain(err))
+}
 
 // probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
-// were answered. Any answer of etcd's will do: it is the connection that is in question.
+// were answered: it is the connection that is in question.
 func (l *link) probe(ctx context.Context, n int) bool {
 	ctx, cancel := context.WithTimeout(ctx, max(probeTimeout, 3*time.Duration(l.roundTrip.Load())))
 	defer cancel()
 	answers := make(chan bool, n)
 	for range n {
-		go func() {
-			_, err := l.kv.Range(ctx, anything, grpc.WaitForReady(true))
-			answers <- err == nil || isEtcdError(plain(err))
-		}()
+		go func() { answers <- isAnswered(ctx, l.kv) }()
 	}
 	all := true
 	for range n {

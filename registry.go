@@ -286,27 +286,21 @@ func (c *conn) settle(l *link, spares []*link) bool {
 	var asking sync.WaitGroup
 	answered := make(chan *link, 1+len(spares))
 	stalled := make(chan struct{}, len(spares))
-	asking.Go(func() {
+	ask := func(one *link, times int) {
 		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
-			if l.probe(ctx, len(c.to.endpoints)) {
-				answered <- l
+			if one.probe(ctx, times) {
+				answered <- one
+				return
+			}
+			if one != l && one.connected() {
+				stalled <- struct{}{}
 				return
 			}
 		}
-	})
+	}
+	asking.Go(func() { ask(l, len(c.to.endpoints)) })
 	for _, spare := range spares {
-		asking.Go(func() {
-			for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
-				if spare.probe(ctx, 1) {
-					answered <- spare
-					return
-				}
-				if spare.connected() {
-					stalled <- struct{}{}
-					return
-				}
-			}
-		})
+		asking.Go(func() { ask(spare, 1) })
 	}
 	winner := c.firstToAnswer(l, answered, stalled)
 	cancel()

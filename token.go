@@ -7,7 +7,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"google.golang.org/grpc"
 )
 
 // A call without an answer for suspectAfter makes its token suspect. It hangs when an answer to a question with it comes
@@ -21,14 +20,20 @@ const (
 // errTokenHangs ends a call whose token is found to hang.
 var errTokenHangs = errors.New("etcd lets calls with the token wait")
 
-// token is what etcd knows a user by. One without text is none.
+// token is what etcd knows a user by.
 type token struct {
 	text  string
 	hangs context.Context // done when it is found to hang
 	drop  context.CancelFunc
 }
 
+// noToken is that of a call without one, which never hangs.
+var noToken = &token{hangs: context.Background()}
+
 func newToken(text string) *token {
+	if text == "" {
+		return noToken
+	}
 	t := &token{text: text}
 	t.hangs, t.drop = context.WithCancel(context.Background())
 	return t
@@ -93,7 +98,7 @@ func (a *account) turn(used *token) (wait time.Duration, current bool) {
 	if wait == 0 {
 		a.checked = time.Now()
 	}
-	return wait, used.text != "" && a.token == used
+	return wait, used != noToken && a.token == used
 }
 
 func (a *account) dropHanging(used *token) {
@@ -118,8 +123,7 @@ func (a *account) isHanging(ctx context.Context) bool {
 		kv := pb.NewKVClient(a.link.client.ActiveConnection())
 		for range times {
 			asking.Go(func() {
-				_, err := kv.Range(context.WithValue(ctx, question{}, withToken), anything, grpc.WaitForReady(true))
-				if err == nil || isEtcdError(plain(err)) {
+				if isAnswered(context.WithValue(ctx, question{}, withToken), kv) {
 					answered <- struct{}{}
 				}
 			})

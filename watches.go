@@ -188,7 +188,7 @@ func (s *watchStream) converse() error {
 		return err
 	}
 	used := s.link.account.inUse()
-	defer context.AfterFunc(used.hangs, func() { s.cancel() })()
+	defer context.AfterFunc(used.hangs, s.cancel)()
 	stream, err := s.link.watch.Watch(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err
