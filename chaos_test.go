@@ -131,16 +131,7 @@ var disasters = []disaster{
 		c.group.Members[i].Freeze()
 		return c.group.Members[i].Thaw
 	}},
-	{"freeze all", false, func(c *chaos, _ int) func() {
-		for _, m := range c.group.Members {
-			m.Freeze()
-		}
-		return func() {
-			for _, m := range c.group.Members {
-				m.Thaw()
-			}
-		}
-	}},
+	{"freeze all", false, onAll(members, (*etcdtest.Process).Freeze, (*etcdtest.Process).Thaw)},
 	{"kill one", false, func(c *chaos, i int) func() {
 		c.group.Members[i].Kill()
 		return c.group.Members[i].Start
@@ -155,31 +146,35 @@ var disasters = []disaster{
 		c.paths[i].Swallow()
 		return c.paths[i].Heal
 	}},
-	{"swallow on all paths", false, onAllPaths((*etcdtest.Path).Swallow, (*etcdtest.Path).Heal)},
-	{"refuse on all paths, and reset", false, onAllPaths(func(p *etcdtest.Path) { p.Refuse(); p.Reset() }, (*etcdtest.Path).Accept)},
-	{"reset every connection", true, onAllPaths((*etcdtest.Path).Reset, nil)},
+	{"swallow on all paths", false, onAll(paths, (*etcdtest.Path).Swallow, (*etcdtest.Path).Heal)},
+	{"refuse on all paths, and reset", false, onAll(paths, func(p *etcdtest.Path) { p.Refuse(); p.Reset() }, (*etcdtest.Path).Accept)},
+	{"reset every connection", true, onAll(paths, (*etcdtest.Path).Reset, nil)},
 	{"latency", true, func(c *chaos, i int) func() {
 		c.paths[i].Latency(time.Duration(10+c.random.IntN(100)) * time.Millisecond)
 		return func() { c.paths[i].Latency(0) }
 	}},
 	{"deafen every connection for ever", true, func(c *chaos, _ int) func() {
 		c.deaf = time.Now()
-		return onAllPaths((*etcdtest.Path).DeafenCurrent, nil)(c, 0)
+		return onAll(paths, (*etcdtest.Path).DeafenCurrent, nil)(c, 0)
 	}},
 }
 
-// onAllPaths is the strike of a disaster that meets all paths alike. mend may be nil.
-func onAllPaths(strike, mend func(*etcdtest.Path)) func(*chaos, int) func() {
+func members(c *chaos) []*etcdtest.Process { return c.group.Members }
+
+func paths(c *chaos) []*etcdtest.Path { return c.paths }
+
+// onAll is the strike of a disaster that meets all of a kind alike. mend may be nil.
+func onAll[T any](kind func(*chaos) []T, strike, mend func(T)) func(*chaos, int) func() {
 	return func(c *chaos, _ int) func() {
-		for _, p := range c.paths {
-			strike(p)
+		for _, one := range kind(c) {
+			strike(one)
 		}
 		if mend == nil {
 			return nil
 		}
 		return func() {
-			for _, p := range c.paths {
-				mend(p)
+			for _, one := range kind(c) {
+				mend(one)
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -74,6 +75,14 @@ func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p.connect = func() (etcd, func(), error) {
 		return f, func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }, nil
 	}
+	return p
+}
+
+// published is a publisher that is registered.
+func (f *fakeEtcd) published(opts ...PubOption) *Publisher {
+	f.t.Helper()
+	p := f.publisher(opts...)
+	require.NoError(f.t, p.KeepAlive())
 	return p
 }
 

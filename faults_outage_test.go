@@ -893,7 +893,7 @@ func TestAMemberThatIsReplacedAtAnotherAddressNeverTakesTheKeyAway(t *testing.T)
 	for _, member := range []*etcdtest.Process{etcd.Followers()[0], etcd.Leader()} {
 		s.begin("replaced, the leader: %v", member == etcd.Leader())
 		etcd.Replace(member)
-		time.Sleep(ttl + expiryLag)
+		time.Sleep(ttl + expiryLag) // a lease that nobody renewed since would have ended
 		s.requireTrue(time.Now(), 0, pub)
 	}
 	s.requireNeverAbsent(pub)

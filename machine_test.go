@@ -34,8 +34,7 @@ func settle(d time.Duration) {
 func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), WithTTL(30*time.Second), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), WithTTL(30*time.Second), quiet)
 		began := time.Now()
 		settle(5 * time.Minute)
 		renewals := f.requests("renew")
@@ -53,8 +52,7 @@ func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
 func TestALeaseCountsFromWhenItsRenewalIsSentNotFromTheWaitForAConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.down()
 		settle(7 * time.Second) // the second try waits, and is a renewal
 		f.back()
@@ -68,8 +66,7 @@ func TestALeaseCountsFromWhenItsRenewalIsSentNotFromTheWaitForAConnection(t *tes
 func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		settle(time.Hour)
 		require.Len(t, f.requests("put"), 1)
 		require.Len(t, f.requests("grant"), 1)
@@ -81,8 +78,7 @@ func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T
 func TestAReadThatTakesLongerThanTheTTLCostsNoLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), WithTTL(2*time.Second), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), WithTTL(2*time.Second), quiet)
 		f.meets(func(op string) trouble {
 			if op == "get" {
 				return trouble{delay: 2400 * time.Millisecond}
@@ -101,8 +97,7 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		log := &lineCount{}
-		p := f.publisher(WithId(7), WithLogger(slog.New(log)))
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), WithLogger(slog.New(log)))
 		f.down()
 		settle(30 * time.Minute)
 		require.Equal(t, StateRegistering, p.Status().State)
@@ -130,8 +125,7 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.mu.Lock()
 		f.calls = nil
 		f.endWatchesLocked()
@@ -169,8 +163,7 @@ func TestAGrantWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
 			}
 			return trouble{}
 		})
-		p := f.publisher(quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(quiet)
 		require.Equal(t, 3, lost)
 		require.Len(t, f.leaseIDs(), 1)
 		require.True(t, f.at(fmt.Sprintf("user.rpc/%d", p.Status().Lease)).exists())
@@ -233,8 +226,7 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		for i := range 50 {
 			began := time.Now()
 			require.NoError(t, p.Update(t.Context(), fmt.Sprint(i)))
@@ -249,8 +241,7 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		f.tooLarge = "huge"
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
 		require.Equal(t, "v0", f.at(fakeKey).value)
 		p.Pause()
@@ -268,8 +259,7 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.down()
 		began := time.Now()
 		err := p.StopContext(t.Context())
@@ -290,8 +280,7 @@ func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), WithTTL(time.Hour), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), WithTTL(time.Hour), quiet)
 		f.down()
 		var withdraw *WithdrawError
 		require.ErrorAs(t, p.PauseContext(t.Context()), &withdraw)
@@ -308,8 +297,7 @@ func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
 func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		was := p.Status().Lease
 		f.meets(func(op string) trouble {
 			if op == "revoke" {
@@ -332,8 +320,7 @@ func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
 func TestAnotherInstanceKeepsTheKeyThatItTookAndItIsTakenBackAtMostTwiceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.lend(99)
 		writes := len(f.requests("put"))
 		for range 40 {
@@ -362,8 +349,7 @@ func TestAnotherInstanceKeepsTheKeyThatItTookAndItIsTakenBackAtMostTwiceAMinute(
 func TestAKeyThatIsDeletedInALoopIsMendedWithPauses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		for range 60_000 {
 			f.remove(fakeKey)
 			settle(time.Millisecond)
@@ -379,8 +365,7 @@ func TestARevisionThatWentBackIsADoubt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		f.rev = 1000
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.mu.Lock() // restored to a time without the key, and the watch sleeps on at a revision that is far ahead
 		f.rev = 10
 		delete(f.keys, fakeKey)
@@ -413,8 +398,7 @@ func TestTheWaysInTheDocsAreThoseInTheCode(t *testing.T) {
 func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackTwiceAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		require.NoError(t, p.KeepAlive())
+		p := f.published(WithId(7), quiet)
 		f.lend(99)
 		for range 10 {
 			f.mu.Lock() // so that both are seen at once
