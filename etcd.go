@@ -27,10 +27,10 @@ type etcd interface {
 	revoke(ctx context.Context, id clientv3.LeaseID) error
 	// get reads the key, linearizably, and etcd's revision.
 	get(ctx context.Context, key string) (entry, int64, error)
-	// put writes the key, whatever is there.
-	put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error)
-	// putOver writes the key if nobody has written it since was was read, and otherwise returns what is there.
-	putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error)
+	// put writes a key, whatever is there.
+	put(ctx context.Context, what write) (rev int64, err error)
+	// putOver writes a key if nobody has written it since was was read, and otherwise returns what is there.
+	putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error)
 	// watch tells of the key from revision rev on. It never blocks.
 	watch(key string, rev int64) *watcher
 }
@@ -44,6 +44,24 @@ type entry struct {
 }
 
 func (e entry) exists() bool { return e.rev != 0 }
+
+// write is what is to be written to a key.
+type write struct {
+	key, value string
+	lease      clientv3.LeaseID
+	// outdated says that there is a newer value meanwhile. A write that has waited for a connection is not sent then, but
+	// fails with errOutdated.
+	outdated func() bool
+}
+
+// errOutdated is a status of gRPC's, so that it comes through gRPC as it is.
+var errOutdated error = outdatedError{}
+
+type outdatedError struct{}
+
+func (outdatedError) Error() string { return "the value was updated before it was sent" }
+
+func (e outdatedError) GRPCStatus() *status.Status { return status.New(codes.Unavailable, e.Error()) }
 
 // callError is an error of gRPC's in plain words, with what callers test for below it.
 type callError struct {

@@ -97,6 +97,10 @@ func (f *fakeEtcd) meets(trouble func(op string) trouble) {
 func (f *fakeEtcd) down() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.downLocked()
+}
+
+func (f *fakeEtcd) downLocked() {
 	f.up = make(chan struct{})
 	f.endWatchesLocked()
 }
@@ -219,16 +223,25 @@ func (f *fakeEtcd) requests(op string) []time.Time {
 
 // do makes a call meet its trouble.
 func (f *fakeEtcd) do(ctx context.Context, op string, apply func() error) error {
+	return f.doUnless(ctx, op, func() bool { return false }, apply)
+}
+
+// doUnless makes a call meet its trouble, unless it is outdated when there is a connection to send it on.
+func (f *fakeEtcd) doUnless(ctx context.Context, op string, outdated func() bool, apply func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, fakeCall)
 	defer cancel()
 	f.mu.Lock()
 	f.calls = append(f.calls, fakeRequest{time.Now(), op})
-	meets, up := f.trouble(op), f.up
+	meets := f.trouble(op)
+	up := f.up
 	f.mu.Unlock()
 	select {
 	case <-up:
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+	if outdated() {
+		return errOutdated
 	}
 	if meets.delay > 0 {
 		select {
@@ -309,38 +322,37 @@ func (f *fakeEtcd) get(ctx context.Context, key string) (now entry, rev int64, e
 	return now, rev, err
 }
 
-func (f *fakeEtcd) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
-	err = f.do(ctx, "put", func() error {
-		if value == f.tooLarge {
-			return rpctypes.ErrRequestTooLarge
-		}
-		if f.leases[id] == nil {
-			return rpctypes.ErrLeaseNotFound
-		}
-		f.setLocked(key, value, id)
+func (f *fakeEtcd) put(ctx context.Context, what write) (rev int64, err error) {
+	err = f.doUnless(ctx, "put", what.outdated, func() error {
+		err := f.writeLocked(what)
 		rev = f.rev
-		return nil
+		return err
 	})
 	return rev, err
 }
 
-func (f *fakeEtcd) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
-	err = f.do(ctx, "put", func() error {
-		now, rev = f.keys[key], f.rev
+func (f *fakeEtcd) putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error) {
+	err = f.doUnless(ctx, "put", what.outdated, func() error {
+		now, rev = f.keys[what.key], f.rev
 		if now.rev != was.rev {
 			return nil
 		}
-		if value == f.tooLarge {
-			return rpctypes.ErrRequestTooLarge
-		}
-		if f.leases[id] == nil {
-			return rpctypes.ErrLeaseNotFound
-		}
-		f.setLocked(key, value, id)
-		put, rev = true, f.rev
-		return nil
+		err := f.writeLocked(what)
+		put, rev = err == nil, f.rev
+		return err
 	})
 	return put, now, rev, err
+}
+
+func (f *fakeEtcd) writeLocked(what write) error {
+	switch {
+	case what.value == f.tooLarge:
+		return rpctypes.ErrRequestTooLarge
+	case f.leases[what.lease] == nil:
+		return rpctypes.ErrLeaseNotFound
+	}
+	f.setLocked(what.key, what.value, what.lease)
+	return nil
 }
 
 func (f *fakeEtcd) watch(key string, rev int64) *watcher {

@@ -50,6 +50,7 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 	r := &registration{
 		etcd:     on,
 		latest:   p.latest,
+		outdated: p.outdated,
 		prefix:   p.prefix,
 		suffixed: !p.opts.exactKey,
 		id:       p.opts.id,
@@ -276,6 +277,13 @@ func (p *Publisher) latest() string {
 	defer p.mu.Unlock()
 	p.taken = p.updates
 	return p.value
+}
+
+// outdated says whether the user wants another value than the one that was taken.
+func (p *Publisher) outdated() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.taken != p.updates
 }
 
 // enterRegisteringLocked leaves the states that are on neither side of a registration.

@@ -490,28 +490,28 @@ func (s *session) get(ctx context.Context, key string) (now entry, rev int64, er
 	return now, rev, err
 }
 
-func (s *session) put(ctx context.Context, key, value string, id clientv3.LeaseID) (rev int64, err error) {
+func (s *session) put(ctx context.Context, what write) (rev int64, err error) {
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Put(ctx, putOf(key, value, id), grpc.WaitForReady(true))
+		response, err := l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
 		rev = response.GetHeader().GetRevision()
 		return err
 	})
 	return rev, err
 }
 
-func (s *session) putOver(ctx context.Context, was entry, key, value string, id clientv3.LeaseID) (put bool, now entry, rev int64, err error) {
+func (s *session) putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error) {
 	txn := &pb.TxnRequest{
 		Compare: []*pb.Compare{{
-			Key:         []byte(key),
+			Key:         []byte(what.key),
 			Target:      pb.Compare_MOD,
 			Result:      pb.Compare_EQUAL,
 			TargetUnion: &pb.Compare_ModRevision{ModRevision: was.rev},
 		}},
-		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(key, value, id)}}},
-		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(what)}}},
+		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(what.key)}}},
 	}
 	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
+		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true), whileLatest(what))
 		if err != nil {
 			return err
 		}
@@ -532,9 +532,28 @@ func rangeOf(key string) *pb.RangeRequest {
 	return &pb.RangeRequest{Key: []byte(key)}
 }
 
-func putOf(key, value string, id clientv3.LeaseID) *pb.PutRequest {
-	return &pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: int64(id)}
+func putOf(what write) *pb.PutRequest {
+	return &pb.PutRequest{Key: []byte(what.key), Value: []byte(what.value), Lease: int64(what.lease)}
 }
+
+// whileLatest keeps a write from being sent once it is outdated. When the connection is lost, gRPC holds a request back for
+// the next one, and asks for credentials just before it sends it.
+func whileLatest(what write) grpc.CallOption {
+	return grpc.PerRPCCredentials(latestOnly(what))
+}
+
+type latestOnly write
+
+// GetRequestMetadata implements gRPC's PerRPCCredentials.
+func (l latestOnly) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if l.outdated() {
+		return nil, errOutdated
+	}
+	return nil, nil
+}
+
+// RequireTransportSecurity implements gRPC's PerRPCCredentials.
+func (latestOnly) RequireTransportSecurity() bool { return false }
 
 // firstOf is the one key of a response to rangeOf.
 func firstOf(response *pb.RangeResponse) entry {

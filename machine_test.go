@@ -237,6 +237,32 @@ func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
 	})
 }
 
+// TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack: there was a connection when the value was taken.
+func TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.published(WithId(7), quiet)
+		before := f.at(fakeKey).rev
+		var once sync.Once
+		f.meets(func(op string) trouble {
+			if op == "put" {
+				once.Do(f.downLocked)
+			}
+			return trouble{}
+		})
+		for _, value := range []string{"first", "second"} {
+			ctx, cancel := context.WithTimeout(t.Context(), fakeCall/4)
+			require.ErrorIs(t, p.Update(ctx, value), context.DeadlineExceeded)
+			cancel()
+		}
+		f.back()
+		require.NoError(t, p.Update(t.Context(), "second"))
+		require.Equal(t, "second", f.at(fakeKey).value)
+		require.Equal(t, before+1, f.at(fakeKey).rev, "the first value was written as well")
+		p.Stop()
+	})
+}
+
 func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

@@ -717,7 +717,7 @@ func FuzzBadInputIsNamedAndGoodInputIsUsable(f *testing.F) {
 		l, err := dial(newTarget(p.endpoints, p.opts), false, "")
 		require.NoError(t, err)
 		l.close()
-		_, err = proto.Marshal(putOf(key, value, 1))
+		_, err = proto.Marshal(putOf(write{key: key, value: value, lease: 1}))
 		require.NoError(t, err)
 		_, err = proto.Marshal(&pb.AuthenticateRequest{Name: user, Password: pass})
 		require.NoError(t, err)

@@ -20,7 +20,10 @@ import (
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 )
 
 // KeepAlive.
@@ -728,6 +731,34 @@ func TestTheLatestUpdateOfAnOutageIsPublishedAfterIt(t *testing.T) {
 	awaitState(t, p, StatePublished)
 	require.EqualValues(t, 2, requireValue(t, srv, testFullKey, "third").Version, "the values between were not written")
 	srv.RequireLeases(t, 1)
+}
+
+// TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack: gRPC holds such a request back for the next connection.
+func TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	var once sync.Once
+	stop := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if method == pb.KV_Txn_FullMethodName {
+			once.Do(func() {
+				srv.Stop()
+				for cc.GetState() == connectivity.Ready {
+					cc.WaitForStateChange(ctx, connectivity.Ready)
+				}
+			})
+		}
+		return invoke(ctx, method, req, reply, cc, opts...)
+	}
+	p := published(t, srv.Endpoints(), WithClientConfig(func(c *clientv3.Config) {
+		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(stop))
+	}))
+	for _, value := range []string{"first", "second"} {
+		require.ErrorIs(t, p.Update(deadline(t, 300*time.Millisecond), value), context.DeadlineExceeded)
+	}
+	srv.Start()
+	awaitValue(t, srv, testFullKey, "second")
+	awaitState(t, p, StatePublished)
+	require.EqualValues(t, 2, requireValue(t, srv, testFullKey, "second").Version, "the first value was written as well")
 }
 
 func TestUpdateOfTheSameValueInAnOutageStillWaitsForIt(t *testing.T) {

@@ -17,7 +17,7 @@ const (
 	// A key is taken back from another instance at most takeBacks times in takeBackWindow.
 	takeBacks      = 2
 	takeBackWindow = time.Minute
-	// reconcileRounds bounds the writes and leases that may change under one reconcile.
+	// reconcileRounds bounds the writes, values and leases that may change under one reconcile.
 	reconcileRounds = 5
 )
 
@@ -29,8 +29,8 @@ var (
 	errValueUpdated = errors.New("the value was updated")
 )
 
-// errStillChanging ends a reconcile under which the key or its lease changed each time.
-var errStillChanging = errors.New("it keeps being changed by others")
+// errStillChanging ends a reconcile under which the key, its value or its lease changed each time.
+var errStillChanging = errors.New("it keeps being changed")
 
 // registration is a key on a lease. Only the Publisher's goroutine touches it.
 type registration struct {
@@ -38,6 +38,7 @@ type registration struct {
 	leases leases
 
 	latest   func() string // the value that is wanted now
+	outdated func() bool   // whether it is another one since
 	prefix   string
 	suffixed bool  // whether something is appended to the prefix
 	id       int64 // what, or zero for the lease ID
@@ -102,6 +103,7 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			r.leases.lost()
+		case errors.Is(err, errOutdated):
 		case isTooLarge(err) && r.refuse(err):
 		default:
 			return err
@@ -186,7 +188,7 @@ func (r *registration) put(ctx context.Context) error {
 	if err := r.takeLatest(ctx); err != nil {
 		return r.failed("put", err)
 	}
-	rev, err := r.etcd.put(ctx, r.key, r.value, r.leases.held.id)
+	rev, err := r.etcd.put(ctx, r.write())
 	if err != nil {
 		return r.failed("put", err)
 	}
@@ -206,6 +208,11 @@ func (r *registration) takeLatest(ctx context.Context) error {
 		r.refusal = nil
 	}
 	return nil
+}
+
+// write is what makes the key right.
+func (r *registration) write() write {
+	return write{key: r.key, value: r.value, lease: r.leases.held.id, outdated: r.outdated}
 }
 
 func (r *registration) wrote(rev int64) {
@@ -233,7 +240,7 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	if r.leases.isPast(r.seen.lease) {
 		r.leases.reviveAll()
 	}
-	put, now, rev, err := r.etcd.putOver(ctx, r.seen, r.key, r.value, r.leases.held.id)
+	put, now, rev, err := r.etcd.putOver(ctx, r.seen, r.write())
 	if err != nil {
 		if isDenied(err) {
 			return true, r.putUnread(ctx, r.failed("put", err))

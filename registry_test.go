@@ -83,6 +83,21 @@ func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 	require.False(t, l.silentSince(since))
 }
 
+func TestAnOutdatedWriteIsNotSent(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	c, err := connections.acquire(newTarget(srv.Endpoints(), defaultOptions()))
+	require.NoError(t, err)
+	defer connections.release(c)
+	s := &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
+	outdated := write{key: testFullKey, value: testValue, outdated: func() bool { return true }}
+	_, err = s.put(t.Context(), outdated)
+	require.ErrorIs(t, err, errOutdated)
+	_, _, _, err = s.putOver(t.Context(), entry{}, outdated)
+	require.ErrorIs(t, err, errOutdated)
+	requireAbsent(t, srv, testFullKey)
+}
+
 // TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime: a login may take its time, but not all that there is.
 func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T) {
 	t.Parallel()
