@@ -184,9 +184,9 @@ func readDuration(field string, kind error, written any) (time.Duration, error) 
 	}
 }
 
-// Validate returns all that is wrong with c, joined; each error names the field and wraps what a Publisher would return
-// for it: ErrEndpoints, ErrKey, ErrID, ErrAccount, ErrTLS, ErrTTL, ErrTimeout or ErrOptions. It reads no file and dials
-// nothing.
+// Validate returns all that is wrong with c, joined; each error names the field, or the host or user in it, and wraps what
+// a Publisher would return for it: ErrEndpoints, ErrKey, ErrID, ErrAccount, ErrTLS, ErrTTL, ErrTimeout or ErrOptions. It
+// reads no file and dials nothing.
 func (c Config) Validate() error {
 	var errs []error
 	reject := func(kind error, format string, args ...any) {
@@ -222,7 +222,20 @@ func (c Config) Validate() error {
 	if c.Timeout != 0 && c.Timeout < minTimeout {
 		reject(ErrTimeout, "Timeout is %v, want %v or more", c.Timeout, minTimeout)
 	}
+	if len(errs) == 0 {
+		errs = c.misfits()
+	}
 	return errors.Join(errs...)
+}
+
+// misfits is what a Publisher finds wrong with fields that are each well by themselves.
+func (c Config) misfits() []error {
+	var p Publisher
+	for _, opt := range c.options() {
+		opt(&p)
+	}
+	p.opts.validateEndpoints(c.Hosts)
+	return p.opts.errs
 }
 
 func (c Config) validateTLS(reject func(kind error, format string, args ...any)) {

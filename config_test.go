@@ -174,9 +174,15 @@ func TestConfigValidateNamesTheField(t *testing.T) {
 		"one TLS file":        {func(c *Config) { c.CACertFile = "c" }, ErrTLS, "CertKeyFile is missing"},
 		"two TLS files":       {func(c *Config) { c.CertFile, c.CertKeyFile = "a", "b" }, ErrTLS, "CACertFile is missing"},
 		"skip verify alone":   {func(c *Config) { c.InsecureSkipVerify = true }, ErrTLS, "InsecureSkipVerify"},
-		"negative TTL":        {func(c *Config) { c.TTL = -time.Second }, ErrTTL, "TTL is -1s"},
-		"half a second":       {func(c *Config) { c.TTL = 1500 * time.Millisecond }, ErrTTL, "TTL is 1.5s"},
-		"negative timeout":    {func(c *Config) { c.Timeout = -time.Second }, ErrTimeout, "Timeout is -1s"},
+		"plaintext with TLS": {func(c *Config) {
+			c.Hosts = []string{"http://h:1"}
+			c.CertFile, c.CertKeyFile, c.CACertFile = "a", "b", "c"
+		}, ErrTLS, `"http://h:1" is plaintext`},
+		"some with TLS":    {func(c *Config) { c.Hosts = []string{"https://h:1", "h:2"} }, ErrEndpoints, "h:2"},
+		"user not UTF-8":   {func(c *Config) { c.User, c.Pass = "\xff", "p" }, ErrAccount, `user "\xff"`},
+		"negative TTL":     {func(c *Config) { c.TTL = -time.Second }, ErrTTL, "TTL is -1s"},
+		"half a second":    {func(c *Config) { c.TTL = 1500 * time.Millisecond }, ErrTTL, "TTL is 1.5s"},
+		"negative timeout": {func(c *Config) { c.Timeout = -time.Second }, ErrTimeout, "Timeout is -1s"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -255,7 +261,9 @@ func FuzzConfigJSON(f *testing.F) {
 		}
 		publisher, err := config.NewPublisher("value")
 		require.NoError(t, err)
-		require.NotNil(t, publisher)
+		if config.CertFile == "" { // which would be read
+			require.NoError(t, publisher.validate(), "what Validate lets pass, a Publisher does too")
+		}
 	})
 }
 

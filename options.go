@@ -255,7 +255,7 @@ func (p *Publisher) validate() error {
 		return errors.Join(o.errs...)
 	}
 	o.validateEndpoints(p.endpoints)
-	o.validateTLS(p.endpoints)
+	o.validateFiles()
 	return errors.Join(o.errs...)
 }
 
@@ -286,27 +286,28 @@ func (o *options) validateEndpoints(endpoints []string) {
 	if secure > 0 && secure < len(endpoints) && o.tls == nil && o.files == nil {
 		o.reject(ErrEndpoints, "some say https and some do not: %s", strings.Join(endpoints, ", "))
 	}
-}
-
-func (o *options) validateTLS(endpoints []string) {
-	if o.files == nil && o.tls == nil {
+	if o.tls == nil && o.files == nil {
 		return
-	}
-	if o.files != nil && o.tls != nil {
-		o.reject(ErrOptions, "WithTLSConfig excludes WithPubEtcdTLS")
 	}
 	for _, endpoint := range endpoints {
 		if scheme := schemeOf(endpoint); scheme == "http" || scheme == "unix" {
 			o.reject(ErrTLS, "endpoint %q is plaintext, yet TLS was asked for", endpoint)
 		}
 	}
-	if o.files != nil {
-		_, certErr := o.files.loadCertificate()
-		_, caErr := o.files.loadCA()
-		for _, err := range []error{certErr, caErr} {
-			if err != nil {
-				o.reject(ErrTLS, "%v", err)
-			}
+}
+
+func (o *options) validateFiles() {
+	if o.files == nil {
+		return
+	}
+	if o.tls != nil {
+		o.reject(ErrOptions, "WithTLSConfig excludes WithPubEtcdTLS")
+	}
+	_, certErr := o.files.loadCertificate()
+	_, caErr := o.files.loadCA()
+	for _, err := range []error{certErr, caErr} {
+		if err != nil {
+			o.reject(ErrTLS, "%v", err)
 		}
 	}
 }
