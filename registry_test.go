@@ -64,16 +64,22 @@ func TestADialHoldsUpNobodyElse(t *testing.T) {
 	awaitState(t, slow, StatePublished)
 }
 
+// newSession returns a session of the test's own.
+func newSession(t *testing.T, to *target) *session {
+	t.Helper()
+	c, err := connections.acquire(to)
+	require.NoError(t, err)
+	t.Cleanup(func() { connections.release(c) })
+	return &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
+}
+
 func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
-	c, err := connections.acquire(newTarget(srv.Endpoints(), defaultOptions()))
+	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
+	_, _, err := s.get(deadline(t, eventually), testKey)
 	require.NoError(t, err)
-	defer connections.release(c)
-	s := &session{conn: c, call: time.Second, patience: time.Second, maxPatience: time.Second}
-	_, _, err = s.get(deadline(t, eventually), testKey)
-	require.NoError(t, err)
-	l := c.enter()
+	l := s.conn.enter()
 	defer l.calls.Done()
 	since := time.Now()
 	require.NoError(t, s.ready(t.Context()))
@@ -86,12 +92,9 @@ func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 func TestAnOutdatedWriteIsNotSent(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
-	c, err := connections.acquire(newTarget(srv.Endpoints(), defaultOptions()))
-	require.NoError(t, err)
-	defer connections.release(c)
-	s := &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
+	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
 	outdated := write{key: testFullKey, value: testValue, outdated: func() bool { return true }}
-	_, err = s.put(t.Context(), outdated)
+	_, err := s.put(t.Context(), outdated)
 	require.ErrorIs(t, err, errOutdated)
 	_, _, _, err = s.putOver(t.Context(), entry{}, outdated)
 	require.ErrorIs(t, err, errOutdated)
@@ -126,10 +129,7 @@ func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {
 	client := etcdlessClient(t)
 	o := defaultOptions()
 	o.client = client
-	c, err := connections.acquire(newTarget(nil, o))
-	require.NoError(t, err)
-	defer connections.release(c)
-	s := &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
+	s := newSession(t, newTarget(nil, o))
 	time.AfterFunc(200*time.Millisecond, func() { _ = client.Close() })
 	requireWithin(t, 2*time.Second, func() { require.ErrorIs(t, s.ready(t.Context()), ErrClientClosed) })
 }
