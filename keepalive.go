@@ -93,6 +93,9 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 		p.finish(nil, left)
 		return
 	}
+	if err == nil {
+		err = p.abandon(bound)
+	}
 	left := p.undo(bound, r)
 	release()
 	p.finish(err, left)
@@ -152,6 +155,18 @@ func (p *Publisher) attempt(latch, bound context.Context) (context.Context, cont
 	ctx, cancel := context.WithDeadline(latch, deadline.Add(-time.Until(deadline)/cleanUpShare))
 	stop := context.AfterFunc(bound, cancel)
 	return ctx, func() { stop(); cancel() }
+}
+
+// abandon notes that a registration is to be undone because its caller had given up when it succeeded.
+func (p *Publisher) abandon(bound context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.status.State != StatePublished {
+		return nil
+	}
+	err := p.refused("keep alive", context.Cause(bound))
+	p.enterLocked(StateRegistering, err)
+	return err
 }
 
 // undo withdraws what a first registration that failed may have left, as far as the bound allows.

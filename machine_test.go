@@ -223,6 +223,36 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 	})
 }
 
+// lateEtcd puts the key in the moment in which the caller gives up, and tells of it late.
+type lateEtcd struct {
+	*fakeEtcd
+	giveUp context.CancelFunc
+}
+
+func (l lateEtcd) put(ctx context.Context, what write) (int64, error) {
+	rev, err := l.fakeEtcd.put(ctx, what)
+	l.giveUp()
+	time.Sleep(time.Second)
+	return rev, err
+}
+
+func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		var events eventLog
+		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
+		ctx, giveUp := context.WithCancel(t.Context())
+		p.connect = func() (etcd, func(), error) { return lateEtcd{f, giveUp}, func() {}, nil }
+		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
+		settle(2 * time.Second)
+		require.False(t, f.at(fakeKey).exists())
+		require.Empty(t, f.leaseIDs())
+		require.Equal(t, StateIdle, p.Status().State)
+		events.requireDrawn(t)
+		p.Stop()
+	})
+}
+
 func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
