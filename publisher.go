@@ -277,7 +277,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		p.enterLocked(StatePaused, nil)
 		return p.leftLocked()
 	}
-	return p.awaitLocked(ctx, func() (bool, error) {
+	return p.awaitLocked(ctx, "pause", func() (bool, error) {
 		switch {
 		case p.withdrawn && p.status.State != StateWithdrawing && (p.paused || p.stopping):
 			return true, nil
@@ -318,7 +318,7 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 		p.takeover = true
 		p.touchLocked()
 	}
-	return p.awaitLocked(ctx, func() (bool, error) {
+	return p.awaitLocked(ctx, "resume", func() (bool, error) {
 		return p.isPublishedLocked("resume", 0)
 	})
 }
@@ -345,7 +345,7 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 		p.touchLocked()
 	}
 	mine := p.updates
-	return p.awaitLocked(ctx, func() (bool, error) {
+	return p.awaitLocked(ctx, "update", func() (bool, error) {
 		if p.paused && !p.stopping || !p.running {
 			return true, nil
 		}
@@ -445,7 +445,7 @@ func (p *Publisher) bound(ctx context.Context) (context.Context, context.CancelF
 
 // awaitLocked waits until settled is done, and returns its error. When ctx ends first, the error is ctx's, with the one
 // that settled had last.
-func (p *Publisher) awaitLocked(ctx context.Context, settled func() (bool, error)) error {
+func (p *Publisher) awaitLocked(ctx context.Context, call string, settled func() (bool, error)) error {
 	for {
 		over := ctx.Err() != nil
 		done, err := settled()
@@ -453,7 +453,7 @@ func (p *Publisher) awaitLocked(ctx context.Context, settled func() (bool, error
 			return err
 		}
 		if over {
-			return p.unsettledLocked(ctx, err)
+			return p.unsettledLocked(ctx, call, err)
 		}
 		changed := p.changed
 		p.mu.Unlock()
@@ -465,15 +465,16 @@ func (p *Publisher) awaitLocked(ctx context.Context, settled func() (bool, error
 	}
 }
 
-func (p *Publisher) unsettledLocked(ctx context.Context, err error) error {
+func (p *Publisher) unsettledLocked(ctx context.Context, call string, err error) error {
 	var withdraw *WithdrawError
 	if errors.As(err, &withdraw) {
 		return err
 	}
+	late := fmt.Errorf("discov: %s %s: not done, it is %s: %w", call, p.nameLocked(), p.status.State, context.Cause(ctx))
 	if err == nil {
-		return fmt.Errorf("discov: %s is %s: %w", p.nameLocked(), p.status.State, context.Cause(ctx))
+		return late
 	}
-	return fmt.Errorf("discov: %s is %s: %w: %w", p.nameLocked(), p.status.State, context.Cause(ctx), err)
+	return fmt.Errorf("%w: %w", late, err)
 }
 
 // nameLocked is the full key, or what is known of it.
