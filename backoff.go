@@ -27,9 +27,14 @@ func (b *backoff) reset() { b.next = backoffLeast }
 
 // wait pauses, and says no when ctx is done first.
 func (b *backoff) wait(ctx context.Context) bool {
+	return pause(ctx, b.take())
+}
+
+// take is how long to pause now.
+func (b *backoff) take() time.Duration {
 	d := jitter(b.next)
 	b.next = min(2*b.next, backoffMost)
-	return pause(ctx, d)
+	return d
 }
 
 // pause waits for d, and says no when ctx is done first.

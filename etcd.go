@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -15,8 +16,11 @@ import (
 // etcd is all that a registration asks of etcd. Every call ends with its ctx, and may be repeated: none does harm when it
 // was applied although it failed. A session is the real one; tests bring a fake.
 type etcd interface {
-	// ready waits until there is a connection, so that what is sent next is not kept waiting.
+	// ready waits until there is a connection, so that what is sent next is not kept waiting. Its own bound ends it, and
+	// every other call that finds no connection, with an unsentError.
 	ready(ctx context.Context) error
+	// pause waits for d, or until there is another connection. It says no when ctx is done.
+	pause(ctx context.Context, d time.Duration) bool
 	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
 	// the granted TTL in seconds, zero where an earlier try was applied and the TTL is not known.
 	grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error)
@@ -62,6 +66,16 @@ type outdatedError struct{}
 func (outdatedError) Error() string { return "the value was updated before it was sent" }
 
 func (e outdatedError) GRPCStatus() *status.Status { return status.New(codes.Unavailable, e.Error()) }
+
+// unsentError says that there was no connection for as long as one was waited for, and so nothing to trouble etcd with.
+type unsentError struct{ error }
+
+func (e *unsentError) Unwrap() error { return e.error }
+
+func isUnsent(err error) bool {
+	var unsent *unsentError
+	return errors.As(err, &unsent)
+}
 
 // callError is an error of gRPC's in plain words, with what callers test for below it.
 type callError struct {

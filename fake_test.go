@@ -238,7 +238,7 @@ func (f *fakeEtcd) doUnless(ctx context.Context, op string, outdated func() bool
 	select {
 	case <-up:
 	case <-ctx.Done():
-		return ctx.Err()
+		return &unsentError{ctx.Err()}
 	}
 	if outdated() {
 		return errOutdated
@@ -276,9 +276,11 @@ func (f *fakeEtcd) ready(ctx context.Context) error {
 	case <-up:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return &unsentError{ctx.Err()}
 	}
 }
+
+func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return pause(ctx, d) }
 
 func (f *fakeEtcd) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (int64, error) {
 	return ttl, f.do(ctx, "grant", func() error {

@@ -214,9 +214,11 @@ func (p *Publisher) keep(r *registration) error {
 func (p *Publisher) publish(ctx context.Context, r *registration) {
 	retry, quick := newBackoff(), 0
 	for ctx.Err() == nil {
-		if !r.settled && p.reconcile(ctx, r) != nil {
-			retry.wait(ctx)
-			continue
+		if !r.settled {
+			if err := p.reconcile(ctx, r); err != nil {
+				r.rest(ctx, retry, err)
+				continue
+			}
 		}
 		began := time.Now()
 		doubt := p.hold(ctx, r)
@@ -363,7 +365,7 @@ func (p *Publisher) withdraw(ctx context.Context, r *registration) error {
 		if ctx.Err() == nil || isTimeUp(ctx) {
 			p.withdrawing(r, err)
 		}
-		if !retry.wait(ctx) {
+		if !r.rest(ctx, retry, err) {
 			return err
 		}
 	}

@@ -385,7 +385,7 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 		return plain(s.conn.do(ctx, s.patienceOn, request))
 	}
 	if err := s.connect(ctx); err != nil {
-		return plain(err)
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.call)
 	defer cancel()
@@ -416,14 +416,15 @@ func (s *session) connect(ctx context.Context) error {
 	wait, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
 	defer cancel()
 	err := s.awaitConnection(wait)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && isTimeUp(wait) && ctx.Err() == nil {
 		s.misses.Add(1)
+		return &unsentError{err}
 	}
 	return err
 }
 
 func (s *session) awaitConnection(ctx context.Context) error {
-	return s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) })
+	return plain(s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) }))
 }
 
 // patienceOn stretches the patience where round trips are slow.
@@ -433,9 +434,19 @@ func (s *session) patienceOn(l *link) time.Duration {
 
 func (s *session) ready(ctx context.Context) error {
 	if ctx.Value(wholeBound{}) != nil {
-		return plain(s.awaitConnection(ctx))
+		return s.awaitConnection(ctx)
 	}
-	return plain(s.connect(ctx))
+	return s.connect(ctx)
+}
+
+func (s *session) pause(ctx context.Context, d time.Duration) bool {
+	l := s.conn.enter()
+	defer l.calls.Done()
+	still, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.left, cancel)()
+	pause(still, d)
+	return ctx.Err() == nil
 }
 
 func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {

@@ -152,6 +152,29 @@ func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 	})
 }
 
+func TestNobodyPausesWhenAnOutageEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		published, paused := f.published(WithId(7), quiet), f.published(WithId(8), quiet)
+		for range 30 {
+			f.down()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			require.Error(t, paused.PauseContext(ctx))
+			cancel()
+			settle(rand.N(20 * time.Second))
+			f.wipe()
+			f.back()
+			settle(50 * time.Millisecond)
+			require.True(t, f.at(fakeKey).exists())
+			require.Equal(t, StatePaused, paused.Status().State)
+			require.NoError(t, paused.ResumeContext(t.Context()))
+			settle(rand.N(time.Minute))
+		}
+		published.Stop()
+		paused.Stop()
+	})
+}
+
 func TestAGrantWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

@@ -121,6 +121,15 @@ func (r *registration) refuse(err error) bool {
 	return true
 }
 
+// rest pauses after a try that failed, but not where nothing was sent: the next one waits for the connection. It says no
+// when ctx is done.
+func (r *registration) rest(ctx context.Context, retry *backoff, err error) bool {
+	if isUnsent(err) {
+		return ctx.Err() == nil
+	}
+	return r.etcd.pause(ctx, retry.take())
+}
+
 // sweep revokes the leases that were replaced, now that the key is on another. What fails is tried again later.
 func (r *registration) sweep(ctx context.Context) {
 	_ = r.leases.sweep(ctx)

@@ -287,7 +287,8 @@ func (c *conn) settle(l *link, spares []*link) bool {
 	answered := make(chan *link, 1+len(spares))
 	stalled := make(chan struct{}, len(spares))
 	ask := func(one *link, times int) {
-		for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+		for again := newBackoff(); ctx.Err() == nil; {
+			began := time.Now()
 			if one.probe(ctx, times) {
 				answered <- one
 				return
@@ -295,6 +296,9 @@ func (c *conn) settle(l *link, spares []*link) bool {
 			if one != l && one.connected() {
 				stalled <- struct{}{}
 				return
+			}
+			if time.Since(began) < probeTimeout { // a probe that has waited for so long is pause enough
+				again.wait(ctx)
 			}
 		}
 	}
