@@ -77,8 +77,10 @@ func unstarted(t testing.TB, endpoints []string, key string, opts ...discov.PubO
 }
 
 // start is KeepAlive, with what it starts labelled for labelled.
-func start(t testing.TB, p *discov.Publisher) (err error) {
-	pprof.Do(context.Background(), pprof.Labels("scene", t.Name()), func(context.Context) { err = p.KeepAlive() })
+func start(t testing.TB, p *discov.Publisher) error { return startWithin(context.Background(), t, p) }
+
+func startWithin(ctx context.Context, t testing.TB, p *discov.Publisher) (err error) {
+	pprof.Do(ctx, pprof.Labels("scene", t.Name()), func(ctx context.Context) { err = p.KeepAliveContext(ctx) })
 	return err
 }
 
@@ -103,7 +105,9 @@ func requireNothingRuns(t testing.TB) {
 func registered(t testing.TB, endpoints []string, key string, opts ...discov.PubOption) *discov.Publisher {
 	t.Helper()
 	p := unstarted(t, endpoints, key, opts...)
-	require.NoError(t, start(t, p))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // a short timeout is for the fault to meet
+	defer cancel()
+	require.NoError(t, startWithin(ctx, t, p))
 	return p
 }
 

@@ -1038,7 +1038,9 @@ func TestKeepAliveFailsInTimeWhereEtcdIsOutOfReachAndSucceedsLater(t *testing.T)
 			s.requireNoGoroutines()
 			mend()
 			s.requireGone(s.begin("mended"), shortTTL+expiryLag) // what was on its way may have been applied
-			require.NoError(t, s.bounded(time.Second, pub.start))
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			require.NoError(t, s.bounded(5*time.Second, func() error { return pub.startWithin(ctx) }))
 			s.requireTrue(time.Now(), 0, pub)
 		})
 	}

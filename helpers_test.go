@@ -97,7 +97,7 @@ func newRecordedPublisher(t *testing.T, endpoints []string, opts ...PubOption) (
 func published(t *testing.T, endpoints []string, opts ...PubOption) *Publisher {
 	t.Helper()
 	p := newTestPublisher(t, endpoints, append([]PubOption{WithId(testID)}, opts...)...)
-	require.NoError(t, p.KeepAlive())
+	require.NoError(t, p.KeepAliveContext(deadline(t, eventually))) // a short timeout is for the test to meet
 	return p
 }
 

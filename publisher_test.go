@@ -1130,7 +1130,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			name: "etcd is lost in a conflict",
 			opts: []PubOption{WithTTL(time.Second), WithTimeout(400 * time.Millisecond)},
 			take: func(t *testing.T, w walk) {
-				require.NoError(t, w.p.KeepAlive())
+				require.NoError(t, w.p.KeepAliveContext(deadline(t, eventually)))
 				putByAnother(t, w.srv, testFullKey, "another's")
 				awaitState(t, w.p, StateConflict)
 				w.path.Refuse()
@@ -1153,7 +1153,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			name: "Pause and Resume in an outage",
 			opts: []PubOption{WithTimeout(400 * time.Millisecond)},
 			take: func(t *testing.T, w walk) {
-				require.NoError(t, w.p.KeepAlive())
+				require.NoError(t, w.p.KeepAliveContext(deadline(t, eventually)))
 				w.path.Refuse()
 				w.path.Reset()
 				w.p.Pause()
