@@ -148,7 +148,7 @@ func TestARefusalNamesItsCauseWithinTheBound(t *testing.T) {
 		{"TLS to a server without", open, open.Endpoints(), []PubOption{filesOf(cert)}, nil, "handshake failed"},
 		{"TLS to a server without, with an account", account, account.Endpoints(), []PubOption{filesOf(cert), WithPubEtcdAccount("u", "p")}, nil, "handshake failed"},
 	}
-	const bound = time.Second
+	const bound = 2 * time.Second
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

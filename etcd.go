@@ -19,6 +19,8 @@ type etcd interface {
 	// ready waits until there is a connection, so that what is sent next is not kept waiting. Its own bound ends it, and
 	// every other call that finds no connection, with an unsentError.
 	ready(ctx context.Context) error
+	// reconnected waits until the connection is another one than now. It says no when ctx is done.
+	reconnected(ctx context.Context) bool
 	// pause waits for d, or until there is another connection. It says no when ctx is done.
 	pause(ctx context.Context, d time.Duration) bool
 	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns

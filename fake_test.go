@@ -28,6 +28,7 @@ type fakeEtcd struct {
 	watches  map[*fakeWatch]struct{}
 	calls    []fakeRequest
 	up       chan struct{} // closed while etcd answers
+	broken   chan struct{} // closed and replaced when connections break
 	trouble  func(op string) trouble
 	releases int
 	tooLarge string // a value that is refused
@@ -63,6 +64,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 		leases:  map[clientv3.LeaseID]*fakeLease{},
 		watches: map[*fakeWatch]struct{}{},
 		up:      make(chan struct{}),
+		broken:  make(chan struct{}),
 		trouble: func(string) trouble { return trouble{} },
 	}
 	close(f.up)
@@ -112,6 +114,8 @@ func (f *fakeEtcd) back() {
 }
 
 func (f *fakeEtcd) endWatchesLocked() {
+	close(f.broken)
+	f.broken = make(chan struct{})
 	for w := range f.watches {
 		w.end(errStreamEnded)
 		delete(f.watches, w)
@@ -278,6 +282,19 @@ func (f *fakeEtcd) ready(ctx context.Context) error {
 	case <-ctx.Done():
 		return &unsentError{ctx.Err()}
 	}
+}
+
+func (f *fakeEtcd) reconnected(ctx context.Context) bool {
+	f.mu.Lock()
+	broken := f.broken
+	f.mu.Unlock()
+	select {
+	case <-broken:
+		for ctx.Err() == nil && f.ready(ctx) != nil {
+		}
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return pause(ctx, d) }

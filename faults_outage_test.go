@@ -196,6 +196,34 @@ func TestARestoreWithoutTheKeyIsRegisteredAgainAtOnce(t *testing.T) {
 
 func TestARestoreWithAnOlderLeaseOfOursIsMendedAtOnceAndTheOlderLeaseGoes(t *testing.T) {
 	t.Parallel()
+	losses := map[string]func(*scene, *instance){
+		"revoked by an operator": func(s *scene, pub *instance) { revoke(s.t, s.etcd, pub.Status().Lease) },
+		"revoked by a Pause": func(s *scene, pub *instance) {
+			require.NoError(s.t, pub.PauseContext(s.t.Context()))
+			require.NoError(s.t, pub.ResumeContext(s.t.Context()))
+		},
+	}
+	for name, id := range map[string][]discov.PubOption{"with an id": {discov.WithId(7)}, "with the lease ID": nil} {
+		for how, lose := range losses {
+			t.Run(name+", "+how, func(t *testing.T) {
+				t.Parallel()
+				etcd := etcdtest.Start(t)
+				s := newScene(t, etcd)
+				pub := s.publish(etcd.Endpoints(), "a:1", append(id, discov.WithTTL(10*time.Second))...)
+				etcd.Snapshot()
+				s.requireTrue(time.Now(), atOnce, pub)
+				lose(s, pub)
+				s.requireTrue(s.begin("revoked"), atOnce, pub)
+				raiseRevision(t, etcd, 100)
+				etcd.Restore()
+				s.figure("restored, with an older lease", s.requireTrue(s.begin("restored"), atOnce, pub))
+			})
+		}
+	}
+}
+
+func TestAPausedPublisherStaysWithdrawnWhenItsKeyIsRestored(t *testing.T) {
+	t.Parallel()
 	for name, id := range map[string][]discov.PubOption{"with an id": {discov.WithId(7)}, "with the lease ID": nil} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -204,11 +232,14 @@ func TestARestoreWithAnOlderLeaseOfOursIsMendedAtOnceAndTheOlderLeaseGoes(t *tes
 			pub := s.publish(etcd.Endpoints(), "a:1", append(id, discov.WithTTL(10*time.Second))...)
 			etcd.Snapshot()
 			s.requireTrue(time.Now(), atOnce, pub)
-			revoke(t, etcd, pub.Status().Lease)
-			s.requireTrue(s.begin("revoked"), atOnce, pub)
-			raiseRevision(t, etcd, 100)
-			etcd.Restore()
-			s.figure("restored, with an older lease", s.requireTrue(s.begin("restored"), atOnce, pub))
+			for range 2 {
+				require.NoError(t, pub.PauseContext(t.Context()))
+				etcd.Restore()
+				s.figure("restored while paused", s.requireGone(s.begin("restored"), atOnce))
+				pub.requireState(discov.StatePaused)
+				require.NoError(t, pub.ResumeContext(t.Context()))
+				s.requireTrue(time.Now(), 0, pub)
+			}
 		})
 	}
 }

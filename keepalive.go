@@ -333,13 +333,13 @@ func isLoss(doubt error) bool {
 	return errors.Is(doubt, errKeyGone) || errors.Is(doubt, errKeyChanged) || errors.Is(doubt, rpctypes.ErrLeaseNotFound)
 }
 
-// stayWithdrawn withdraws and keeps it so, until ctx is done.
+// stayWithdrawn withdraws the key and keeps it so, until ctx is done.
 func (p *Publisher) stayWithdrawn(ctx context.Context, r *registration) {
 	if p.withdraw(ctx, r) != nil {
 		return
 	}
 	p.enter(StatePaused, nil)
-	<-ctx.Done()
+	r.guard(ctx)
 }
 
 // withdrawForGood withdraws for Stop, and gives up after one TTL: the lease has ended then, unless etcd was restarted.

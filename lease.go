@@ -42,7 +42,7 @@ type leases struct {
 	asked   time.Duration // the TTL to ask for
 	held    lease
 	former  []lease
-	past    []clientv3.LeaseID // that etcd said do not exist, the latest few
+	past    []clientv3.LeaseID // that etcd said do not exist any more, the latest few
 	onRenew func(lease)
 }
 
@@ -135,10 +135,15 @@ func (ls *leases) take(one renewal) error {
 
 // lost makes the lease held a past one: etcd says that it does not exist.
 func (ls *leases) lost() {
-	ls.past = append(ls.past, ls.held.id)
-	ls.past = ls.past[max(0, len(ls.past)-pastLeases):]
+	ls.isGone(ls.held.id)
 	ls.held = lease{}
 	ls.onRenew(ls.held)
+}
+
+// isGone notes that etcd said that the lease does not exist any more.
+func (ls *leases) isGone(id clientv3.LeaseID) {
+	ls.past = append(ls.past, id)
+	ls.past = ls.past[max(0, len(ls.past)-pastLeases):]
 }
 
 // discard makes the lease held a former one.
@@ -155,6 +160,7 @@ func (ls *leases) sweep(ctx context.Context) error {
 		if err := ls.etcd.revoke(ctx, ls.former[0].id); err != nil {
 			return err
 		}
+		ls.isGone(ls.former[0].id)
 		ls.former = ls.former[1:]
 	}
 	return nil
@@ -180,7 +186,7 @@ func (ls *leases) isOurs(id clientv3.LeaseID) bool {
 		ls.isPast(id)
 }
 
-// isPast says whether the lease was ours until etcd said that it does not exist.
+// isPast says whether the lease was ours until etcd said that it does not exist any more.
 func (ls *leases) isPast(id clientv3.LeaseID) bool {
 	return slices.Contains(ls.past, id)
 }

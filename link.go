@@ -281,6 +281,12 @@ func (l *link) awaitConnection(ctx context.Context) error {
 	}
 }
 
+// reconnected waits until gRPC has lost its connection, if it has one, and has one again.
+func (l *link) reconnected(ctx context.Context) error {
+	l.client.ActiveConnection().WaitForStateChange(ctx, connectivity.Ready)
+	return l.awaitConnection(ctx)
+}
+
 // connection is closed when gRPC has a connection, or can have none any more.
 func (l *link) connection() <-chan struct{} {
 	wait := &l.connecting
@@ -437,6 +443,18 @@ func (s *session) ready(ctx context.Context) error {
 		return s.awaitConnection(ctx)
 	}
 	return s.connect(ctx)
+}
+
+func (s *session) reconnected(ctx context.Context) bool {
+	l := s.conn.enter()
+	defer l.calls.Done()
+	still, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.left, cancel)()
+	if err := l.reconnected(still); errors.Is(err, ErrClientClosed) {
+		<-ctx.Done()
+	}
+	return ctx.Err() == nil
 }
 
 func (s *session) pause(ctx context.Context, d time.Duration) bool {

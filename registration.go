@@ -435,6 +435,33 @@ func (r *registration) doubtSeen() error {
 	}
 }
 
+// guard keeps the key withdrawn until ctx is done: an etcd that was restored has a lease of ours again, and the key with it.
+// As long as the connection lasts, so does etcd.
+func (r *registration) guard(ctx context.Context) {
+	for r.etcd.reconnected(ctx) {
+		for retry := newBackoff(); ; {
+			if err := r.withdrawRestored(ctx); err == nil || !r.rest(ctx, retry, err) {
+				break
+			}
+		}
+	}
+}
+
+// withdrawRestored revokes the leases of ours that etcd may have again.
+func (r *registration) withdrawRestored(ctx context.Context) error {
+	if r.key == "" {
+		return nil
+	}
+	err := r.read(ctx)
+	if err != nil && !isDenied(err) {
+		return err
+	}
+	if err != nil || r.leases.isPast(r.seen.lease) {
+		r.leases.reviveAll()
+	}
+	return r.withdraw(ctx)
+}
+
 // withdraw revokes all leases of ours, and the key with them. Deleting the key instead would let a late put bring it
 // back, and would take away a successor's.
 func (r *registration) withdraw(ctx context.Context) error {
