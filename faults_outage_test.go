@@ -832,6 +832,20 @@ func TestALeaderThatIsKilledNeverTakesTheKeyAway(t *testing.T) {
 	s.requireOneLease(pub)
 }
 
+func TestARequestThatDiedWithTheLeaderIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.StartProcessCluster(t, 3, etcdtest.QuickTicks())
+	s := newScene(t, etcd)
+	follower := etcd.Followers()[0].Endpoints()
+	pub := s.publish(follower, "a:1", discov.WithId(7), discov.WithTimeout(10*time.Second))
+	etcd.Leader().Kill()
+	s.begin("the leader is killed")
+	err := s.bounded(3*time.Second, func() error { return pub.Update(t.Context(), "a:2") }) // not the 5 s of a request
+	require.NoError(t, err)
+	s.requireTrue(time.Now(), 0, pub)
+	s.requireNeverAbsent(pub)
+}
+
 func TestQuorumLostForTwiceTheTTLNeverTakesTheKeyAway(t *testing.T) {
 	t.Parallel()
 	const ttl = 4 * time.Second
@@ -1046,9 +1060,11 @@ func breakNow(etcd faultyEtcd, name string) {
 	case "frozen":
 		etcd.(*etcdtest.Process).Freeze()
 	case "without a quorum":
-		members := etcd.(*etcdtest.ProcessCluster).Members
-		members[0].Kill()
-		members[1].Kill()
+		// What a follower passes on to a leader that died just now is lost, and it does not know yet.
+		cluster := etcd.(*etcdtest.ProcessCluster)
+		followers := cluster.Followers()
+		cluster.Leader().Kill()
+		followers[0].Kill()
 	}
 }
 

@@ -246,6 +246,24 @@ func (l *link) connected() bool {
 	return l.client.ActiveConnection().GetState() == connectivity.Ready
 }
 
+// noted makes a request, and notes when etcd has answered it.
+func (l *link) noted(request func() error) error {
+	began, connected := time.Now(), l.connected()
+	err := request()
+	if err == nil {
+		l.noteAnswer()
+		if connected {
+			l.noteRoundTrip(time.Since(began))
+		}
+	}
+	return err
+}
+
+// slowRoundTrip is what a round trip should not take.
+func (l *link) slowRoundTrip() time.Duration {
+	return 3 * time.Duration(l.roundTrip.Load()) / 2
+}
+
 // noteRoundTrip takes a longer round trip at once and forgets it slowly.
 func (l *link) noteRoundTrip(d time.Duration) {
 	if was := time.Duration(l.roundTrip.Load()); d < was {
@@ -374,6 +392,9 @@ type session struct {
 	misses atomic.Int32
 }
 
+// askAgain is how long a request has no answer at least until it is made again.
+const askAgain = time.Second
+
 // longestWait bounds a wait for a connection, which costs nothing and ends as soon as there is one.
 const longestWait = 20 * time.Second
 
@@ -386,7 +407,6 @@ type wholeBound struct{}
 // do makes one request, over the next link where the conn moves on meanwhile.
 func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
 	ctx = clientv3.WithRequireLeader(ctx)
-	request = noted(request)
 	if ctx.Value(wholeBound{}) != nil {
 		return plain(s.conn.do(ctx, s.patienceOn, request))
 	}
@@ -398,18 +418,44 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	return plain(s.conn.do(ctx, s.patienceOn, request))
 }
 
-// noted is the request, and a note on the link when etcd has answered it.
-func noted(request func(context.Context, *link) error) func(context.Context, *link) error {
-	return func(ctx context.Context, l *link) error {
-		began, connected := time.Now(), l.connected()
-		err := request(ctx, l)
-		if err == nil {
-			l.noteAnswer()
-			if connected {
-				l.noteRoundTrip(time.Since(began))
+// ask makes one request, and makes it again while there is no answer for longer than there should be one: a leader that
+// dies takes along what was sent to it, and etcd tells of that after 7 s.
+func ask[T any](ctx context.Context, s *session, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
+		again := max(askAgain, s.patience, l.slowRoundTrip())
+		answer, err = firstAnswer(ctx, l, again, request)
+		return err
+	})
+	return answer, err
+}
+
+// firstAnswer makes a request, and again after pauses that grow from again, and returns what is answered first.
+func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type outcome struct {
+		answer T
+		err    error
+	}
+	first := make(chan outcome, 1)
+	try := func() {
+		var one outcome
+		one.err = l.noted(func() (err error) { one.answer, err = request(ctx, l); return err })
+		select {
+		case first <- one:
+		default:
+		}
+	}
+	l.calls.Go(try)
+	for ; ; again *= 2 {
+		select {
+		case one := <-first:
+			return one.answer, one.err
+		case <-time.After(again):
+			if ctx.Err() == nil && l.connected() {
+				l.calls.Go(try)
 			}
 		}
-		return err
 	}
 }
 
@@ -435,7 +481,7 @@ func (s *session) awaitConnection(ctx context.Context) error {
 
 // patienceOn stretches the patience where round trips are slow.
 func (s *session) patienceOn(l *link) time.Duration {
-	return min(max(s.patience, 3*time.Duration(l.roundTrip.Load())/2), s.maxPatience)
+	return min(max(s.patience, l.slowRoundTrip()), s.maxPatience)
 }
 
 func (s *session) ready(ctx context.Context) error {
@@ -468,41 +514,40 @@ func (s *session) pause(ctx context.Context, d time.Duration) bool {
 }
 
 func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
+	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.LeaseGrantResponse, error) {
 		if l.connected() {
 			// Bounded, not cancelled: etcd might grant the lease after it was revoked.
 			var cancel context.CancelFunc
 			ctx, cancel = l.outlast(ctx, s.call)
 			defer cancel()
 		}
-		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
-		granted = response.GetTTL()
-		return err
+		return l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
 	})
 	if errors.Is(err, rpctypes.ErrLeaseExist) {
 		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of.
 		return 0, nil
 	}
-	return granted, err
+	return response.GetTTL(), err
 }
 
 func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
-		if alone {
-			ttl, rev, err = l.renewals.renewAlone(ctx, id)
-		} else {
-			defer l.account.suspect(ctx, l.account.inUse())()
-			ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
-		}
-		return err
+	err = s.do(ctx, func(ctx context.Context, l *link) error {
+		return l.noted(func() (err error) {
+			if alone {
+				ttl, rev, err = l.renewals.renewAlone(ctx, id)
+			} else {
+				defer l.account.suspect(ctx, l.account.inUse())()
+				ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
+			}
+			return err
+		})
 	})
 	return ttl, rev, err
 }
 
 func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
-	err := s.do(ctx, func(ctx context.Context, l *link) error {
-		_, err := l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
-		return err
+	_, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
+		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
@@ -511,21 +556,17 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 }
 
 func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
-		now, rev = firstOf(response), response.GetHeader().GetRevision()
-		return err
+	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
+		return l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
 	})
-	return now, rev, err
+	return firstOf(response), response.GetHeader().GetRevision(), err
 }
 
 func (s *session) put(ctx context.Context, what write) (rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
-		rev = response.GetHeader().GetRevision()
-		return err
+	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.PutResponse, error) {
+		return l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
 	})
-	return rev, err
+	return response.GetHeader().GetRevision(), err
 }
 
 func (s *session) putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error) {
@@ -539,18 +580,13 @@ func (s *session) putOver(ctx context.Context, was entry, what write) (put bool,
 		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(what)}}},
 		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(what.key)}}},
 	}
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		response, err := l.kv.Txn(ctx, txn, grpc.WaitForReady(true), whileLatest(what))
-		if err != nil {
-			return err
-		}
-		put, rev = response.GetSucceeded(), response.GetHeader().GetRevision()
-		if !put {
-			now = firstOf(response.GetResponses()[0].GetResponseRange())
-		}
-		return nil
+	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
+		return l.kv.Txn(ctx, txn, grpc.WaitForReady(true), whileLatest(what))
 	})
-	return put, now, rev, err
+	if err == nil && !response.GetSucceeded() {
+		now = firstOf(response.GetResponses()[0].GetResponseRange())
+	}
+	return response.GetSucceeded(), now, response.GetHeader().GetRevision(), err
 }
 
 func (s *session) watch(key string, rev int64) *watcher {
