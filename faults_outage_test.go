@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -17,7 +18,10 @@ import (
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/stats"
 )
 
 // 1. etcd restarts.
@@ -794,6 +798,42 @@ func TestASingleEtcdFrozenForLongerThanTheTTLHasTheKeyBackAtOnce(t *testing.T) {
 		})
 	}
 }
+
+// TestAnEtcdThatHangsIsNotAskedAgainAndAgain: what was sent to it is answered when it goes on, so once is enough.
+func TestAnEtcdThatHangsIsNotAskedAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.StartProcess(t)
+	s := newScene(t, etcd)
+	var sent sentRenewals
+	counted := discov.WithClientConfig(func(c *clientv3.Config) { c.DialOptions = append(c.DialOptions, grpc.WithStatsHandler(&sent)) })
+	var pubs []*instance
+	for id := range int64(10) {
+		pubs = append(pubs, s.publish(etcd.Endpoints(), "a:1", discov.WithId(id+1), discov.WithTTL(shortTTL), counted))
+	}
+	etcd.Freeze()
+	s.begin("frozen")
+	before := sent.Load()
+	time.Sleep(11 * time.Second)
+	during := sent.Load() - before
+	etcd.Thaw()
+	s.figure("thawed after 11s", s.requireTrue(s.begin("thawed"), atOnce, pubs...))
+	require.LessOrEqual(t, during, int64(3*len(pubs)), "renewals asked for in vain")
+}
+
+// sentRenewals counts the renewals that clients ask for.
+type sentRenewals struct{ atomic.Int64 }
+
+func (s *sentRenewals) HandleRPC(_ context.Context, one stats.RPCStats) {
+	if out, ok := one.(*stats.OutPayload); ok {
+		if _, ok := out.Payload.(*pb.LeaseKeepAliveRequest); ok {
+			s.Add(1)
+		}
+	}
+}
+
+func (*sentRenewals) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (*sentRenewals) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (*sentRenewals) HandleConn(context.Context, stats.ConnStats)                       {}
 
 func TestAStarvedEtcdNeverLosesTheKey(t *testing.T) {
 	t.Parallel()

@@ -65,6 +65,7 @@ type link struct {
 
 	connecting sharedWait
 	cause      sharedCause
+	silence    silence
 }
 
 // sharedWait is one wait for a connection for all who want one: each change of gRPC's state wakes all who wait for it, and
@@ -83,6 +84,34 @@ type sharedCause struct {
 
 // sharedCauseFor is how long a cause is not found out anew.
 const sharedCauseFor = 100 * time.Millisecond
+
+// silence is while a link is connected and in doubt, and nobody has an answer: what is sent then is given up again.
+type silence struct {
+	mu   sync.Mutex
+	over chan struct{} // nil where there is none
+}
+
+func (s *silence) begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = make(chan struct{})
+}
+
+func (s *silence) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over != nil {
+		close(s.over)
+		s.over = nil
+	}
+}
+
+// now is closed when the silence of now is over, and nil where there is none.
+func (s *silence) now() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
 
 func newLink() *link {
 	l := &link{}
@@ -299,6 +328,19 @@ func (l *link) awaitConnection(ctx context.Context) error {
 	}
 }
 
+func (l *link) awaitEndOfSilence(ctx context.Context) error {
+	silence := l.silence.now()
+	if silence == nil {
+		return nil
+	}
+	select {
+	case <-silence:
+		return nil
+	case <-ctx.Done():
+		return &callError{because(ctx.Err(), errSilent.Error()), ctx.Err()}
+	}
+}
+
 // reconnected waits until gRPC has lost its connection, if it has one, and has one again.
 func (l *link) reconnected(ctx context.Context) error {
 	l.client.ActiveConnection().WaitForStateChange(ctx, connectivity.Ready)
@@ -388,7 +430,7 @@ type session struct {
 	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
 	// trips are slow: half of call, so that there is time left on another connection.
 	patience, maxPatience time.Duration
-	// misses counts the waits for a connection that were in vain, since there was one last.
+	// misses counts the waits for a connection that were in vain, since the last one that was not.
 	misses atomic.Int32
 }
 
@@ -459,16 +501,23 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 	}
 }
 
-// connect waits until there is a connection, longer and longer while there is none.
+// connect waits until there is a connection.
 func (s *session) connect(ctx context.Context) error {
 	if s.conn.connected() {
-		s.misses.Store(0)
 		return nil
 	}
-	wait, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
+	return s.longer(ctx, s.awaitConnection)
+}
+
+// longer bounds a wait for a connection: longer and longer while it is in vain.
+func (s *session) longer(ctx context.Context, wait func(context.Context) error) error {
+	bound, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
 	defer cancel()
-	err := s.awaitConnection(wait)
-	if err != nil && isTimeUp(wait) && ctx.Err() == nil {
+	err := wait(bound)
+	switch {
+	case err == nil:
+		s.misses.Store(0)
+	case isTimeUp(bound) && ctx.Err() == nil:
 		s.misses.Add(1)
 		return &unsentError{err}
 	}
@@ -477,6 +526,17 @@ func (s *session) connect(ctx context.Context) error {
 
 func (s *session) awaitConnection(ctx context.Context) error {
 	return plain(s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) }))
+}
+
+// awaitSound waits for a connection that is not silent.
+func (s *session) awaitSound(ctx context.Context) error {
+	l := s.conn.enter()
+	err := l.awaitEndOfSilence(ctx)
+	l.calls.Done()
+	if err != nil || s.conn.connected() {
+		return err
+	}
+	return s.awaitConnection(ctx)
 }
 
 // patienceOn stretches the patience where round trips are slow.
@@ -488,7 +548,7 @@ func (s *session) ready(ctx context.Context) error {
 	if ctx.Value(wholeBound{}) != nil {
 		return s.awaitConnection(ctx)
 	}
-	return s.connect(ctx)
+	return s.longer(ctx, s.awaitSound)
 }
 
 func (s *session) reconnected(ctx context.Context) bool {

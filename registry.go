@@ -248,7 +248,13 @@ func (c *conn) suspect(l *link) bool {
 		return false
 	}
 	c.examining = true
-	c.running.Go(func() { c.examine(l) })
+	if l.connected() {
+		l.silence.begin()
+	}
+	c.running.Go(func() {
+		defer l.silence.end()
+		c.examine(l)
+	})
 	return true
 }
 
@@ -269,6 +275,7 @@ func (c *conn) examine(l *link) {
 		if c.settle(l, []*link{patient, brisk}) {
 			return
 		}
+		l.silence.end() // nobody listens for an answer until there are other spares
 	}
 	c.acquit()
 }
@@ -342,9 +349,13 @@ func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan stru
 		case <-c.ctx.Done():
 			return nil
 		case <-look.C:
+			silent := l.silentSince(began)
 			// Any answer to anybody will do where there is but one member to answer.
-			if len(c.to.endpoints) == 1 && !l.silentSince(began) {
+			if !silent && len(c.to.endpoints) == 1 {
 				return l
+			}
+			if !silent || !l.connected() {
+				l.silence.end()
 			}
 		}
 	}

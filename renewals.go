@@ -140,12 +140,13 @@ func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.
 	}
 }
 
-// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent.
+// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent. Nor where
+// all the link is silent: another stream would be, too.
 func (s *renewalStream) endIfSilentSince(since time.Time) {
 	s.mu.Lock()
 	silent := s.answered.Before(since)
 	s.mu.Unlock()
-	if silent {
+	if silent && s.link.silence.now() == nil {
 		s.cancel(errSilent)
 	}
 }
