@@ -349,7 +349,7 @@ func (c *chaos) allowed(since time.Time, wrong string) time.Duration {
 	if strings.Contains(wrong, "leases") || c.restored {
 		within += chaosTTL + expiryLag
 	}
-	if c.restored && strings.Contains(wrong, "and conflict") {
+	if c.restored && strings.Contains(wrong, "conflict") {
 		within += time.Minute // a key is taken back from another instance, here a predecessor, twice a minute at most
 	}
 	return within
