@@ -21,7 +21,7 @@ type etcd interface {
 	ready(ctx context.Context) error
 	// reconnected waits until the connection is another one than now. It says no when ctx is done.
 	reconnected(ctx context.Context) bool
-	// pause waits for d, or until there is another connection. It says no when ctx is done.
+	// pause waits for d, or until the connection is replaced. It says no when ctx is done.
 	pause(ctx context.Context, d time.Duration) bool
 	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
 	// the granted TTL in seconds, zero where an earlier try was applied and the TTL is not known.

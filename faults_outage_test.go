@@ -726,6 +726,33 @@ func TestAFrozenMemberNeverTakesTheKeyOfAnAccountAway(t *testing.T) {
 	requireKeptWhileEachIsFrozen(t, etcdtest.StartProcessCluster(t, 3, etcdtest.WithAuth("svc", "pass")), discov.WithPubEtcdAccount("svc", "pass"))
 }
 
+// TestAFrozenMemberNeverTakesTheKeyAwayWhereNoConnectionCanBeMade: those to the others are all there is.
+func TestAFrozenMemberNeverTakesTheKeyAwayWhereNoConnectionCanBeMade(t *testing.T) {
+	t.Parallel()
+	const ttl = 5 * time.Second
+	etcd := etcdtest.StartProcessCluster(t, 3)
+	paths, endpoints := map[*etcdtest.Process]*etcdtest.Path{}, []string{}
+	for _, member := range etcd.Members {
+		paths[member] = etcdtest.NewPath(t, member.Endpoints()[0])
+		endpoints = append(endpoints, paths[member].Endpoint())
+	}
+	s := newScene(t, etcd)
+	pub := s.publish(endpoints, "a:1", discov.WithId(7), discov.WithTTL(ttl))
+	time.Sleep(ttl) // all are connected to
+	for _, path := range paths {
+		path.Refuse()
+	}
+	for _, member := range etcd.Followers() {
+		member.Freeze()
+		s.begin("frozen")
+		time.Sleep(ttl + 2*time.Second)
+		s.requireNeverAbsent(pub)
+		member.Thaw()
+		s.requireTrue(s.begin("thawed"), atOnce, pub)
+	}
+	s.requireNeverAbsent(pub)
+}
+
 func requireKeptWhileEachIsFrozen(t *testing.T, etcd *etcdtest.ProcessCluster, opts ...discov.PubOption) {
 	t.Helper()
 	const ttl = 5 * time.Second

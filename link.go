@@ -57,7 +57,7 @@ type link struct {
 	left  context.Context // done when nobody is to use the link any more
 	leave context.CancelFunc
 
-	calls   sync.WaitGroup // Add only while the link is its conn's current one
+	calls   sync.WaitGroup // Add only while the link is its conn's current one, or in a call
 	streams sync.WaitGroup
 
 	roundTrip atomic.Int64              // of late, in nanoseconds
@@ -94,7 +94,9 @@ type silence struct {
 func (s *silence) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over = make(chan struct{})
+	if s.over == nil {
+		s.over = make(chan struct{})
+	}
 }
 
 func (s *silence) end() {
@@ -413,7 +415,13 @@ func (l *link) probe(ctx context.Context, n int) bool {
 	defer cancel()
 	answers := make(chan bool, n)
 	for range n {
-		go func() { answers <- isAnswered(ctx, l.kv) }()
+		go func() {
+			answered := isAnswered(ctx, l.kv)
+			if answered {
+				l.silence.end() // one of several members is not silent
+			}
+			answers <- answered
+		}()
 	}
 	all := true
 	for range n {
@@ -464,14 +472,14 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 // dies takes along what was sent to it, and etcd tells of that after 7 s.
 func ask[T any](ctx context.Context, s *session, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
-		again := max(askAgain, s.patience, l.slowRoundTrip())
-		answer, err = firstAnswer(ctx, l, again, request)
+		answer, err = firstAnswer(ctx, l, max(askAgain, l.slowRoundTrip()), request)
 		return err
 	})
 	return answer, err
 }
 
-// firstAnswer makes a request, and again after pauses that grow from again, and returns what is answered first.
+// firstAnswer makes a request, and makes it again when again has passed, twice again, four times again and so on. It
+// returns what is answered first.
 func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -489,12 +497,14 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 		}
 	}
 	l.calls.Go(try)
-	for ; ; again *= 2 {
+	for passed := time.Duration(0); ; {
+		pause := max(again, passed)
 		select {
 		case one := <-first:
 			return one.answer, one.err
-		case <-time.After(again):
-			if ctx.Err() == nil && l.connected() {
+		case <-time.After(pause):
+			passed += pause
+			if ctx.Err() == nil && l.connected() && !l.account.isAsking() {
 				l.calls.Go(try)
 			}
 		}
@@ -552,24 +562,25 @@ func (s *session) ready(ctx context.Context) error {
 }
 
 func (s *session) reconnected(ctx context.Context) bool {
-	l := s.conn.enter()
-	defer l.calls.Done()
-	still, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.left, cancel)()
-	if err := l.reconnected(still); errors.Is(err, ErrClientClosed) {
-		<-ctx.Done()
-	}
-	return ctx.Err() == nil
+	return s.onThisLink(ctx, func(still context.Context, l *link) {
+		if err := l.reconnected(still); errors.Is(err, ErrClientClosed) {
+			<-ctx.Done()
+		}
+	})
 }
 
 func (s *session) pause(ctx context.Context, d time.Duration) bool {
+	return s.onThisLink(ctx, func(still context.Context, _ *link) { pause(still, d) })
+}
+
+// onThisLink waits, at most for as long as the conn stays on its link of now, and says no when ctx is done.
+func (s *session) onThisLink(ctx context.Context, wait func(context.Context, *link)) bool {
 	l := s.conn.enter()
 	defer l.calls.Done()
 	still, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.left, cancel)()
-	pause(still, d)
+	wait(still, l)
 	return ctx.Err() == nil
 }
 
@@ -591,16 +602,14 @@ func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (gr
 }
 
 func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) error {
-		return l.noted(func() (err error) {
-			if alone {
-				ttl, rev, err = l.renewals.renewAlone(ctx, id)
-			} else {
-				defer l.account.suspect(ctx, l.account.inUse())()
-				ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
-			}
-			return err
-		})
+	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
+		if alone {
+			ttl, rev, err = l.renewals.renewAlone(ctx, id)
+		} else {
+			defer l.account.suspect(ctx, l.account.inUse())()
+			ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
+		}
+		return err
 	})
 	return ttl, rev, err
 }

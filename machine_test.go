@@ -335,6 +335,27 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 	})
 }
 
+func TestAValueWhoseAnswerWasLostIsTheOneBeforeOneThatIsTooLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.tooLarge = "huge"
+		p := f.published(WithId(7), quiet)
+		lost := false
+		f.meets(func(op string) trouble {
+			if op == "put" && !lost {
+				lost = true
+				return trouble{after: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		require.NoError(t, p.Update(t.Context(), "v1"))
+		require.True(t, lost)
+		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
+		require.Equal(t, "v1", f.at(fakeKey).value)
+		p.Stop()
+	})
+}
+
 func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

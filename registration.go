@@ -227,9 +227,14 @@ func (r *registration) write() write {
 func (r *registration) wrote(rev int64) {
 	r.seen = entry{value: r.value, lease: r.leases.held.id, rev: rev}
 	r.noteRev(rev)
+	r.noteHeld()
+	r.puts++
+}
+
+// noteHeld notes that etcd holds what is wanted.
+func (r *registration) noteHeld() {
 	r.missing, r.conflict, r.contested = false, false, false
 	r.accepted = r.value
-	r.puts++
 }
 
 // mend compares what was seen with what is wanted and writes at most once. It is done when the key is right, or is
@@ -240,7 +245,8 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	}
 	switch {
 	case r.isRight():
-		r.missing, r.conflict = false, false
+		r.noteTakeBack() // the answer to an earlier write may have been lost
+		r.noteHeld()
 		return true, nil
 	case r.isAnothers(), r.contested && !r.mayTakeBack():
 		r.missing, r.conflict, r.contested = false, true, true
@@ -261,11 +267,16 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		r.noteRev(rev)
 		return false, nil
 	}
+	r.noteTakeBack()
+	r.wrote(rev)
+	return true, nil
+}
+
+// noteTakeBack counts a key that is held again after another instance has held it.
+func (r *registration) noteTakeBack() {
 	if r.contested {
 		r.taken = append(r.taken[max(0, len(r.taken)-takeBacks+1):], time.Now())
 	}
-	r.wrote(rev)
-	return true, nil
 }
 
 // isRight says whether what was seen is what is wanted.

@@ -341,6 +341,7 @@ func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan stru
 		select {
 		case winner := <-answered:
 			if winner != l && !l.silentSince(began) {
+				l.silence.end()
 				return c.afterHeadStart(l, winner, answered)
 			}
 			return winner

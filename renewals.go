@@ -47,8 +47,9 @@ type renewalStream struct {
 
 // renewRequest is one request. Its outcome may be read once done is closed.
 type renewRequest struct {
-	ctx context.Context
-	id  clientv3.LeaseID
+	ctx  context.Context
+	id   clientv3.LeaseID
+	sent time.Time
 
 	done chan struct{}
 	ttl  int64
@@ -125,28 +126,33 @@ func (s *renewalStream) ask(one *renewRequest) bool {
 }
 
 func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
-	silence := time.NewTimer(patience)
-	defer silence.Stop()
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	var silence <-chan struct{} // of all the link: another stream would be silent, too
 	for {
 		select {
 		case <-one.done:
 			return one.ttl, one.rev, one.err
 		case <-one.ctx.Done():
 			return 0, 0, one.ctx.Err()
-		case <-silence.C:
-			s.endIfSilentSince(asked)
-			silence.Reset(patience)
+		case <-silence:
+			silence = nil
+			late.Reset(lookEvery)
+		case <-late.C:
+			if silence = s.link.silence.now(); silence == nil {
+				s.endIfSilentSince(asked)
+				late.Reset(patience)
+			}
 		}
 	}
 }
 
-// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent. Nor where
-// all the link is silent: another stream would be, too.
+// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent.
 func (s *renewalStream) endIfSilentSince(since time.Time) {
 	s.mu.Lock()
 	silent := s.answered.Before(since)
 	s.mu.Unlock()
-	if silent && s.link.silence.now() == nil {
+	if silent {
 		s.cancel(errSilent)
 	}
 }
@@ -204,6 +210,7 @@ func (s *renewalStream) next() *renewRequest {
 		one := s.unsent[0]
 		s.unsent = s.unsent[1:]
 		if one.ctx.Err() == nil {
+			one.sent = time.Now()
 			s.unheard = append(s.unheard, one)
 			return one
 		}
@@ -221,6 +228,7 @@ func (s *renewalStream) hear(answer *pb.LeaseKeepAliveResponse) {
 	}
 	one := s.unheard[0]
 	s.unheard = s.unheard[1:]
+	s.link.noteRoundTrip(time.Since(one.sent))
 	one.ttl, one.rev = answer.GetTTL(), answer.GetHeader().GetRevision()
 	if one.ttl <= 0 {
 		one.err = rpctypes.ErrLeaseNotFound
