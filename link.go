@@ -438,7 +438,7 @@ type session struct {
 	// patience is how long etcd may be silent until the connection is in doubt, and maxPatience how long where round
 	// trips are slow: half of call, so that there is time left on another connection.
 	patience, maxPatience time.Duration
-	// misses counts the waits for a connection that were in vain, since the last one that was not.
+	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
 	misses atomic.Int32
 }
 
@@ -463,9 +463,13 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.call)
+	bound, cancel := context.WithTimeout(ctx, s.call)
 	defer cancel()
-	return plain(s.conn.do(ctx, s.patienceOn, request))
+	err := plain(s.conn.do(bound, s.patienceOn, request))
+	if err != nil && isTimeUp(bound) && ctx.Err() == nil {
+		s.misses.Add(1)
+	}
+	return err
 }
 
 // ask makes one request, and makes it again while there is no answer for longer than there should be one: a leader that
