@@ -16,8 +16,8 @@ import (
 // etcd is all that a registration asks of etcd. Every call ends with its ctx, and may be repeated: none does harm when it
 // was applied although it failed. A session is the real one; tests bring a fake.
 type etcd interface {
-	// ready waits until there is a connection, so that what is sent next is not kept waiting. Its own bound ends it, and
-	// every other call that finds no connection, with an unsentError.
+	// ready waits until there is a connection that is not silent, so that what is sent next is not kept waiting. Its own
+	// bound ends it, and every other call that finds no connection, with an unsentError.
 	ready(ctx context.Context) error
 	// reconnected waits until the connection is another one than now. It says no when ctx is done.
 	reconnected(ctx context.Context) bool

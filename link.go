@@ -115,6 +115,20 @@ func (s *silence) now() <-chan struct{} {
 	return s.over
 }
 
+// wait waits until there is none.
+func (s *silence) wait(ctx context.Context) error {
+	over := s.now()
+	if over == nil {
+		return nil
+	}
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return &callError{because(ctx.Err(), errSilent.Error()), ctx.Err()}
+	}
+}
+
 func newLink() *link {
 	l := &link{}
 	l.left, l.leave = context.WithCancel(context.Background())
@@ -277,19 +291,6 @@ func (l *link) connected() bool {
 	return l.client.ActiveConnection().GetState() == connectivity.Ready
 }
 
-// noted makes a request, and notes when etcd has answered it.
-func (l *link) noted(request func() error) error {
-	began, connected := time.Now(), l.connected()
-	err := request()
-	if err == nil {
-		l.noteAnswer()
-		if connected {
-			l.noteRoundTrip(time.Since(began))
-		}
-	}
-	return err
-}
-
 // slowRoundTrip is what a round trip should not take.
 func (l *link) slowRoundTrip() time.Duration {
 	return 3 * time.Duration(l.roundTrip.Load()) / 2
@@ -303,9 +304,11 @@ func (l *link) noteRoundTrip(d time.Duration) {
 	l.roundTrip.Store(int64(d))
 }
 
+// noteAnswer takes an answer to anybody, which ends a silence.
 func (l *link) noteAnswer() {
 	now := time.Now()
 	l.answered.Store(&now)
+	l.silence.end()
 }
 
 // silentSince says whether etcd has answered nothing over the link since.
@@ -327,19 +330,6 @@ func (l *link) awaitConnection(ctx context.Context) error {
 		return l.left.Err()
 	case <-ctx.Done():
 		return l.trouble(status.FromContextError(ctx.Err()).Err())
-	}
-}
-
-func (l *link) awaitEndOfSilence(ctx context.Context) error {
-	silence := l.silence.now()
-	if silence == nil {
-		return nil
-	}
-	select {
-	case <-silence:
-		return nil
-	case <-ctx.Done():
-		return &callError{because(ctx.Err(), errSilent.Error()), ctx.Err()}
 	}
 }
 
@@ -463,13 +453,21 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	bound, cancel := context.WithTimeout(ctx, s.call)
+	_, err := s.within(ctx, s.call, func(ctx context.Context) error {
+		return plain(s.conn.do(ctx, s.patienceOn, request))
+	})
+	return err
+}
+
+// within bounds what there is to wait for, and counts it where it was in vain: not where ctx was done.
+func (s *session) within(ctx context.Context, d time.Duration, wait func(context.Context) error) (vain bool, err error) {
+	bound, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	err := plain(s.conn.do(bound, s.patienceOn, request))
-	if err != nil && isTimeUp(bound) && ctx.Err() == nil {
+	err = wait(bound)
+	if vain = err != nil && isTimeUp(bound) && ctx.Err() == nil; vain {
 		s.misses.Add(1)
 	}
-	return err
+	return vain, err
 }
 
 // ask makes one request, and makes it again while there is no answer for longer than there should be one: a leader that
@@ -493,10 +491,16 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 	}
 	first := make(chan outcome, 1)
 	try := func() {
-		var one outcome
-		one.err = l.noted(func() (err error) { one.answer, err = request(ctx, l); return err })
+		began, connected := time.Now(), l.connected()
+		answer, err := request(ctx, l)
+		if err == nil {
+			l.noteAnswer()
+		}
+		if err == nil && connected {
+			l.noteRoundTrip(time.Since(began))
+		}
 		select {
-		case first <- one:
+		case first <- outcome{answer, err}:
 		default:
 		}
 	}
@@ -525,15 +529,12 @@ func (s *session) connect(ctx context.Context) error {
 
 // longer bounds a wait for a connection: longer and longer while it is in vain.
 func (s *session) longer(ctx context.Context, wait func(context.Context) error) error {
-	bound, cancel := context.WithTimeout(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)))
-	defer cancel()
-	err := wait(bound)
-	switch {
-	case err == nil:
-		s.misses.Store(0)
-	case isTimeUp(bound) && ctx.Err() == nil:
-		s.misses.Add(1)
+	vain, err := s.within(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)), wait)
+	if vain {
 		return &unsentError{err}
+	}
+	if err == nil {
+		s.misses.Store(0)
 	}
 	return err
 }
@@ -545,7 +546,7 @@ func (s *session) awaitConnection(ctx context.Context) error {
 // awaitSound waits for a connection that is not silent.
 func (s *session) awaitSound(ctx context.Context) error {
 	l := s.conn.enter()
-	err := l.awaitEndOfSilence(ctx)
+	err := l.silence.wait(ctx)
 	l.calls.Done()
 	if err != nil || s.conn.connected() {
 		return err

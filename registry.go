@@ -341,7 +341,6 @@ func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan stru
 		select {
 		case winner := <-answered:
 			if winner != l && !l.silentSince(began) {
-				l.silence.end()
 				return c.afterHeadStart(l, winner, answered)
 			}
 			return winner
@@ -350,12 +349,11 @@ func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan stru
 		case <-c.ctx.Done():
 			return nil
 		case <-look.C:
-			silent := l.silentSince(began)
 			// Any answer to anybody will do where there is but one member to answer.
-			if !silent && len(c.to.endpoints) == 1 {
+			if len(c.to.endpoints) == 1 && !l.silentSince(began) {
 				return l
 			}
-			if !silent || !l.connected() {
+			if !l.connected() {
 				l.silence.end()
 			}
 		}
