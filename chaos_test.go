@@ -134,7 +134,12 @@ var disasters = []disaster{
 	{"freeze all", false, onAll(members, (*etcdtest.Process).Freeze, (*etcdtest.Process).Thaw)},
 	{"kill one", false, func(c *chaos, i int) func() {
 		c.group.Members[i].Kill()
-		return c.group.Members[i].Start
+		return func() {
+			for _, m := range c.group.Members {
+				m.Thaw() // those frozen as well: Start waits for a quorum
+			}
+			c.group.Members[i].Start()
+		}
 	}},
 	{"kill all", false, func(c *chaos, _ int) func() {
 		for _, m := range c.group.Members {
