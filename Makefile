@@ -71,7 +71,7 @@ test-etcd34: ## Run the tests that suit any etcd against the one on the PATH, or
 		if [ $$tries -gt 150 ] || ! kill -0 $$pid 2>/dev/null; then cat "$$data/log" >&2; exit 1; fi; \
 		sleep 0.2; \
 	done; \
-	"$$etcd" --version | head -n 1; \
+	"$$etcd" --version | sed -n 1p; \
 	ETCD_ENDPOINTS=$$client go test -race -count 1 -timeout 10m -v -run '^TestAnyEtcd' . | tee "$$data/tests"; \
 	if grep -q 'no tests to run' "$$data/tests"; then echo 'no test ran' >&2; exit 1; fi
 
