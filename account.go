@@ -8,6 +8,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -16,15 +17,9 @@ import (
 // refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
 const refusedFor = 300 * time.Millisecond
 
-// An Authenticate may take authenticateLeast, and after each that took too long twice the time, up to authenticateMost.
-// It goes on when those who wait for it have given up: etcd does not stop its bcrypt either, so that asking anew would
-// keep an etcd with many logins busy for ever.
-const (
-	authenticateLeast = 5 * time.Second
-	authenticateMost  = time.Minute
-	// longLogin is when a login that has no answer is a reason for doubt as well.
-	longLogin = 3 * time.Second
-)
+// loginTimeout bounds an Authenticate. It goes on when those who wait for it have given up: etcd does not stop its bcrypt
+// either, so that asking anew would keep an etcd with many logins busy for ever.
+const loginTimeout = time.Minute
 
 // login is an etcd user and password.
 type login struct {
@@ -45,7 +40,6 @@ type account struct {
 	link *link
 
 	mu      sync.Mutex
-	timeout time.Duration   // of the next Authenticate
 	token   *token          // never nil
 	checked time.Time       // when the token was compared with none last
 	asked   bool            // whether etcd has answered an Authenticate
@@ -56,14 +50,13 @@ type account struct {
 
 // authentication is one call to Authenticate. err may be read once done is closed.
 type authentication struct {
-	began time.Time
-	done  chan struct{}
-	err   error
+	done chan struct{}
+	err  error
 }
 
 // newAccount begins with a token of another link's, if there is one.
 func newAccount(as login, on *link, text string) *account {
-	return &account{login: as, link: on, timeout: authenticateLeast, token: newToken(text), asked: text != ""}
+	return &account{login: as, link: on, token: newToken(text), asked: text != ""}
 }
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
@@ -88,14 +81,14 @@ func (a *account) inUse() *token {
 	return a.token
 }
 
-// isAsking says whether an Authenticate is under way over a connection, and for no longer than a busy etcd may need.
+// isAsking says whether an Authenticate is under way, which all calls wait for.
 func (a *account) isAsking() bool {
-	if a == nil || !a.link.connected() {
+	if a == nil {
 		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.pending != nil && time.Since(a.pending.began) < longLogin
+	return a.pending != nil
 }
 
 // ensure gets the first token.
@@ -182,15 +175,15 @@ func (a *account) join(rejected *token) (*authentication, error) {
 	case a.refused != nil && time.Since(a.since) < refusedFor:
 		return nil, a.refused
 	case a.pending == nil:
-		one := &authentication{began: time.Now(), done: make(chan struct{})}
+		one := &authentication{done: make(chan struct{})}
 		a.pending = one
-		a.link.streams.Go(func() { a.authenticate(one, a.timeout) })
+		a.link.streams.Go(func() { a.authenticate(one) })
 	}
 	return a.pending, nil
 }
 
-func (a *account) authenticate(one *authentication, timeout time.Duration) {
-	ctx, cancel := context.WithTimeout(a.link.left, timeout)
+func (a *account) authenticate(one *authentication) {
+	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(a.link.left), loginTimeout)
 	defer cancel()
 	auth := pb.NewAuthClient(a.link.client.ActiveConnection())
 	response, err := auth.Authenticate(ctx, &pb.AuthenticateRequest{Name: a.user, Password: a.pass}, grpc.WaitForReady(true))
@@ -200,12 +193,9 @@ func (a *account) authenticate(one *authentication, timeout time.Duration) {
 	a.pending, a.refused = nil, nil
 	switch e := plain(err); {
 	case err == nil:
-		a.token, a.asked, a.timeout = newToken(response.GetToken()), true, authenticateLeast
+		a.token, a.asked = newToken(response.GetToken()), true
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
 		a.token, a.asked = noToken, true
-	case ctx.Err() != nil:
-		one.err = err
-		a.timeout = min(2*a.timeout, authenticateMost)
 	default:
 		one.err = err
 		if isEtcdError(e) {

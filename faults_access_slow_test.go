@@ -31,7 +31,7 @@ func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) 
 	pubs := make([]*discov.Publisher, n)
 	for i := range pubs {
 		pubs[i] = unstarted(t, etcd.Endpoints(), "svc", discov.WithId(int64(i+1)), discov.WithPubEtcdAccount("svc", "pass"), onItsOwn(),
-			discov.WithTTL(2*time.Minute), discov.WithTimeout(2*time.Minute))
+			discov.WithTimeout(30*time.Second))
 		if i%4 == 3 {
 			all.Wait() // four at a time
 		}
@@ -44,7 +44,7 @@ func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) 
 		etcd.Watchers(), n, etcd.Requests()["Authenticate"], one)
 	authenticated := etcd.Requests()["Authenticate"]
 	t.Logf("figure: %d processes are back %v after the restart, with %d Authenticate of %v", n, time.Since(restarted).Round(time.Millisecond), authenticated, one.Round(time.Millisecond))
-	assert.LessOrEqual(t, authenticated, 3*n, "more than one by each connection and its two spares")
+	assert.LessOrEqual(t, authenticated, 3*n/2, "logins that were given up and made again")
 }
 
 func TestSlowALatencyOfTwoSecondsLosesNoKeyAndKeepsBounds(t *testing.T) {

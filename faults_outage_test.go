@@ -935,6 +935,45 @@ func TestQuorumLostForTwiceTheTTLNeverTakesTheKeyAway(t *testing.T) {
 	s.requireOneLease(pub)
 }
 
+// TestAMemberWithoutAQuorumIsAskedNowAndThen: it refuses at once, so that nothing but the pauses paces what is asked.
+func TestAMemberWithoutAQuorumIsAskedNowAndThen(t *testing.T) {
+	t.Parallel()
+	const each, measured = 5, 5 * time.Second
+	etcd := etcdtest.StartProcessCluster(t, 3, etcdtest.QuickTicks())
+	s := newScene(t, etcd)
+	var published, paused, registering []*instance
+	for id := range int64(each) {
+		published = append(published, s.publish(etcd.Endpoints(), "a:1", discov.WithId(3*id+1)))
+		paused = append(paused, s.publish(etcd.Endpoints(), "a:1", discov.WithId(3*id+2)))
+	}
+	last := etcd.Members[2]
+	etcd.Members[0].Kill()
+	etcd.Members[1].Kill()
+	s.begin("two of three are killed")
+	for id := range int64(each) {
+		pub := s.newInstance(etcd.Endpoints(), "a:1", discov.WithId(3*id+3), discov.WithBackgroundStart())
+		require.NoError(t, pub.start())
+		registering = append(registering, pub)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		require.Error(t, paused[id].PauseContext(ctx))
+		cancel()
+	}
+	time.Sleep(2 * time.Second)
+	before := last.Requests()
+	time.Sleep(measured)
+	total := 0
+	for method, n := range last.Requests() {
+		if n > before[method] {
+			t.Logf("%s: %.1f a second", method, float64(n-before[method])/measured.Seconds())
+			total += n - before[method]
+		}
+	}
+	require.LessOrEqual(t, total, 3*each*4*int(measured/time.Second), "four requests a second from each")
+	etcd.Start()
+	waitForQuorum(t, etcd)
+	s.figure("a quorum again", s.requireTrue(s.begin("a quorum again"), atOnce, append(published, registering...)...))
+}
+
 func TestTwoMembersFrozenForTwiceTheTTLHaveTheKeyBackAtOnce(t *testing.T) {
 	t.Parallel()
 	const ttl = 4 * time.Second

@@ -161,8 +161,9 @@ func borrow(client *clientv3.Client) *link {
 }
 
 func (l *link) attach(client *clientv3.Client) {
-	l.kv = clientv3.RetryKVClient(client)
-	l.leases = clientv3.RetryLeaseClient(client)
+	// Not the client's own, which try again up to a hundred times, 25 ms apart, while there is no leader.
+	l.kv = pb.NewKVClient(client.ActiveConnection())
+	l.leases = pb.NewLeaseClient(client.ActiveConnection())
 	l.watch = pb.NewWatchClient(client.ActiveConnection())
 }
 
@@ -398,11 +399,32 @@ func isAnswered(ctx context.Context, kv pb.KVClient) bool {
 	return err == nil || isEtcdError(plain(err))
 }
 
-// probe asks etcd n things at once, so that the balancer asks each member that it is connected to, and says whether all
-// were answered: it is the connection that is in question.
-func (l *link) probe(ctx context.Context, n int) bool {
-	ctx, cancel := context.WithTimeout(ctx, max(probeTimeout, 3*time.Duration(l.roundTrip.Load())))
+// ask asks etcd n things at once, so that the balancer asks each member that it is connected to, again and again until all
+// are answered: it is the connection that is in question. So it is asked without a token, and needs no login. It says no
+// when ctx is done.
+func (l *link) ask(ctx context.Context, n int) bool {
+	ctx = context.WithValue(ctx, question{}, false)
+	for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+		if l.probe(ctx, n) {
+			return true
+		}
+	}
+	return false
+}
+
+// askWithin asks one thing as soon as there is a connection, and says no where the answer takes longer than d, or when ctx
+// is done.
+func (l *link) askWithin(ctx context.Context, d time.Duration) bool {
+	if l.awaitConnection(ctx) != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
+	return l.ask(ctx, 1)
+}
+
+// probe says whether all of n questions were answered.
+func (l *link) probe(ctx context.Context, n int) bool {
 	answers := make(chan bool, n)
 	for range n {
 		go func() {

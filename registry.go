@@ -20,6 +20,9 @@ const (
 	// headStart is how much later than its spare a connection in doubt that is not silent may answer and be kept: to move
 	// costs all that is under way, which an etcd with too much to do cannot afford.
 	headStart = 500 * time.Millisecond
+	// loginHeadStart is how many times as long as its spare took a connection may take that has a login under way, which
+	// would have to be made again: an etcd with many logins is slow for everybody.
+	loginHeadStart = 4
 	// lookEvery is how often a connection in doubt is looked at for answers to others than its examiner.
 	lookEvery = 250 * time.Millisecond
 )
@@ -193,8 +196,8 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	defer context.AfterFunc(l.client.Ctx(), cancel)()
 	began := time.Now()
 	every(ctx, patience, func() bool {
-		// With several members, one that is silent may hide behind the answers of the others. A login takes its time.
-		return (l.silentSince(began) || len(c.to.endpoints) > 1) && !l.account.isAsking() && c.suspect(l)
+		// With several members, one that is silent may hide behind the answers of the others.
+		return (l.silentSince(began) || len(c.to.endpoints) > 1) && c.suspect(l)
 	})
 	err := request(ctx, l)
 	switch {
@@ -262,6 +265,16 @@ func (c *conn) suspect(l *link) bool {
 // and all are asked until one answers, for as long as an outage may last. If it is a spare, it takes over.
 func (c *conn) examine(l *link) {
 	token := l.account.inUse().text
+	ctx, cancel := context.WithCancel(c.ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	well := make(chan struct{})
+	asking.Go(func() {
+		if l.ask(ctx, len(c.to.endpoints)) {
+			close(well)
+		}
+	})
 	for again := newBackoff(); c.ctx.Err() == nil; again.wait(c.ctx) {
 		patient, err := dial(c.to, false, token)
 		if err != nil {
@@ -272,7 +285,7 @@ func (c *conn) examine(l *link) {
 			patient.close()
 			break
 		}
-		if c.settle(l, []*link{patient, brisk}) {
+		if c.settle(l, well, []*link{patient, brisk}) {
 			return
 		}
 		l.silence.end() // nobody listens for an answer until there are other spares
@@ -287,33 +300,22 @@ func (c *conn) acquit() {
 	c.acquitted = time.Now()
 }
 
-// settle asks all until one answers, and says no where a spare has stalled as well.
-func (c *conn) settle(l *link, spares []*link) bool {
+// settle asks the spares until one of them or the link is found well, and says no where a spare has stalled as well.
+func (c *conn) settle(l *link, well <-chan struct{}, spares []*link) bool {
 	ctx, cancel := context.WithCancel(c.ctx)
 	var asking sync.WaitGroup
-	answered := make(chan *link, 1+len(spares))
+	answered := make(chan *link, len(spares))
 	stalled := make(chan struct{}, len(spares))
-	ask := func(one *link, times int) {
-		for again := newBackoff(); ctx.Err() == nil; {
-			began := time.Now()
-			if one.probe(ctx, times) {
-				answered <- one
-				return
-			}
-			if one != l && one.connected() {
-				stalled <- struct{}{}
-				return
-			}
-			if time.Since(began) < probeTimeout { // a probe that has waited for so long is pause enough
-				again.wait(ctx)
-			}
-		}
-	}
-	asking.Go(func() { ask(l, len(c.to.endpoints)) })
 	for _, spare := range spares {
-		asking.Go(func() { ask(spare, 1) })
+		asking.Go(func() {
+			if spare.askWithin(ctx, probeTimeout) {
+				answered <- spare
+			} else {
+				stalled <- struct{}{}
+			}
+		})
 	}
-	winner := c.firstToAnswer(l, answered, stalled)
+	winner := c.firstToAnswer(l, well, answered, stalled)
 	cancel()
 	asking.Wait()
 	for _, spare := range spares {
@@ -333,17 +335,23 @@ func (c *conn) settle(l *link, spares []*link) bool {
 }
 
 // firstToAnswer waits for the winner, nil where there is none.
-func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan struct{}) *link {
+func (c *conn) firstToAnswer(l *link, well <-chan struct{}, answered <-chan *link, stalled <-chan struct{}) *link {
 	began := time.Now()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
 		select {
-		case winner := <-answered:
-			if winner != l && !l.silentSince(began) {
-				return c.afterHeadStart(l, winner, answered)
+		case <-well:
+			return l
+		case spare := <-answered:
+			switch {
+			case l.account.isAsking() && l.connected():
+				return c.afterHeadStart(l, well, spare, max(headStart, loginHeadStart*time.Since(began)))
+			case !l.silentSince(began):
+				return c.afterHeadStart(l, well, spare, headStart)
+			default:
+				return spare
 			}
-			return winner
 		case <-stalled:
 			return nil
 		case <-c.ctx.Done():
@@ -361,20 +369,16 @@ func (c *conn) firstToAnswer(l *link, answered <-chan *link, stalled <-chan stru
 }
 
 // afterHeadStart gives the link in doubt its head start.
-func (c *conn) afterHeadStart(l, spare *link, answered <-chan *link) *link {
-	late := time.NewTimer(headStart)
+func (c *conn) afterHeadStart(l *link, well <-chan struct{}, spare *link, start time.Duration) *link {
+	late := time.NewTimer(start)
 	defer late.Stop()
-	for {
-		select {
-		case other := <-answered:
-			if other == l {
-				return l
-			}
-		case <-late.C:
-			return spare
-		case <-c.ctx.Done():
-			return spare
-		}
+	select {
+	case <-well:
+		return l
+	case <-late.C:
+		return spare
+	case <-c.ctx.Done():
+		return spare
 	}
 }
 

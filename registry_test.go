@@ -124,6 +124,30 @@ func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T)
 	}
 }
 
+// TestASlowLoginIsMadeOnce: with many logins, an etcd takes long for each. A doubt about the connection must not add more.
+func TestASlowLoginIsMadeOnce(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	var slow atomic.Bool
+	var logins atomic.Int32
+	delay := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if method == pb.Auth_Authenticate_FullMethodName && slow.Load() {
+			logins.Add(1)
+			pause(ctx, 6*time.Second)
+		}
+		return invoke(ctx, method, req, reply, cc, opts...)
+	}
+	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
+		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(delay))
+	}))
+	slow.Store(true)
+	srv.Restart()
+	require.Eventually(t, func() bool { return logins.Load() > 0 }, eventually, 10*time.Millisecond, "no login")
+	require.Eventually(t, func() bool { return srv.Watchers() == 1 }, eventually, 10*time.Millisecond, "it is not back")
+	require.EqualValues(t, 1, logins.Load())
+	require.Equal(t, 1, p.Status().Registrations)
+}
+
 func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {
 	t.Parallel()
 	client := etcdlessClient(t)
