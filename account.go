@@ -14,8 +14,13 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// refusedFor is how long a refused password is not tried again: each try costs etcd a bcrypt (60 ms).
-const refusedFor = 300 * time.Millisecond
+// A refused password is not tried again for a twentieth of the time for which it has been refused, from refusedLeast to
+// refusedMost: each try costs etcd a bcrypt (60 ms), and a mistake that is mended soon is to be noticed soon.
+const (
+	refusedLeast = 300 * time.Millisecond
+	refusedMost  = 10 * time.Second
+	refusedShare = 20
+)
 
 // loginTimeout bounds an Authenticate. It goes on when those who wait for it have given up: etcd does not stop its bcrypt
 // either, so that asking anew would keep an etcd with many logins busy for ever.
@@ -45,7 +50,8 @@ type account struct {
 	asked   bool            // whether etcd has answered an Authenticate
 	pending *authentication // nil where none is under way
 	refused error
-	since   time.Time // of refused
+	since   time.Time // of the first refusal in a row
+	again   time.Time // when the password may be tried again
 }
 
 // authentication is one call to Authenticate. err may be read once done is closed.
@@ -126,6 +132,11 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	if method == pb.Auth_Authenticate_FullMethodName || method == pb.Auth_AuthStatus_FullMethodName || ctx.Value(question{}) != nil {
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}
+	select {
+	case <-a.link.dialled:
+	case <-ctx.Done(): // a request of the client's own
+		return ctx.Err()
+	}
 	if err := a.ensure(ctx); err != nil {
 		return err
 	}
@@ -172,7 +183,7 @@ func (a *account) join(rejected *token) (*authentication, error) {
 	switch {
 	case a.asked && a.token != rejected:
 		return nil, nil
-	case a.refused != nil && time.Since(a.since) < refusedFor:
+	case a.refused != nil && time.Now().Before(a.again):
 		return nil, a.refused
 	case a.pending == nil:
 		one := &authentication{done: make(chan struct{})}
@@ -190,17 +201,26 @@ func (a *account) authenticate(one *authentication) {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.pending, a.refused = nil, nil
+	a.pending = nil
 	switch e := plain(err); {
 	case err == nil:
-		a.token, a.asked = newToken(response.GetToken()), true
+		a.token, a.asked, a.refused = newToken(response.GetToken()), true, nil
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
-		a.token, a.asked = noToken, true
+		a.token, a.asked, a.refused = noToken, true, nil
+	case isFinal(e):
+		one.err = err
+		a.noteRefusalLocked(err)
 	default:
 		one.err = err
-		if isEtcdError(e) {
-			a.refused, a.since = err, time.Now()
-		}
 	}
 	close(one.done)
+}
+
+func (a *account) noteRefusalLocked(err error) {
+	now := time.Now()
+	if a.refused == nil {
+		a.since = now
+	}
+	a.refused = err
+	a.again = now.Add(min(max(refusedLeast, now.Sub(a.since)/refusedShare), refusedMost))
 }

@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// etcd is all that a registration asks of etcd. Every call ends with its ctx, and may be repeated: none does harm when it
-// was applied although it failed. A session is the real one; tests bring a fake.
+// etcd is all that a registration asks of etcd. Every call ends with its ctx, but for grant, and may be repeated: none does
+// harm when it was applied although it failed. A session is the real one; tests bring a fake.
 type etcd interface {
 	// ready waits until there is a connection that is not silent, so that what is sent next is not kept waiting. Its own
 	// bound ends it, and every other call that finds no connection, with an unsentError.
@@ -23,9 +23,10 @@ type etcd interface {
 	reconnected(ctx context.Context) bool
 	// pause waits for d, or until the connection is replaced. It says no when ctx is done.
 	pause(ctx context.Context, d time.Duration) bool
-	// grant creates the lease with the id, chosen by us so that a second try finds what the first one left. It returns
-	// the granted TTL in seconds, zero where an earlier try was applied and the TTL is not known.
-	grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error)
+	// grant creates a lease, and returns its ID and the TTL that etcd granted, in seconds. It may outlast its ctx, by a
+	// bound. Its strays are those that etcd may grant as well, even after they were revoked, so that nothing must ever be
+	// put on them: what was asked for without an answer.
+	grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, granted int64, strays []clientv3.LeaseID, err error)
 	// renew returns the TTL in seconds that the lease has again and etcd's revision, or rpctypes.ErrLeaseNotFound.
 	// alone keeps the request off the stream that all leases share.
 	renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error)
@@ -155,6 +156,11 @@ func isFinal(err error) bool {
 		}
 	}
 	return isTooLarge(err)
+}
+
+// isRefusal says whether etcd has answered that it did not, and will not, do what was asked.
+func isRefusal(err error) bool {
+	return isFinal(err) || errors.Is(err, rpctypes.ErrNoLeader) || errors.Is(err, rpctypes.ErrTooManyRequests)
 }
 
 // isTooLarge says whether a value is too large for etcd, or for gRPC before it.

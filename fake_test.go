@@ -299,18 +299,25 @@ func (f *fakeEtcd) reconnected(ctx context.Context) bool {
 
 func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return pause(ctx, d) }
 
-func (f *fakeEtcd) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (int64, error) {
-	return ttl, f.do(ctx, "grant", func() error {
-		if id == clientv3.NoLease || ttl <= 0 {
-			f.t.Errorf("a grant of lease %d for %d s", id, ttl)
+func (f *fakeEtcd) grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int64, []clientv3.LeaseID, error) {
+	id := newLeaseID()
+	err := f.do(ctx, "grant", func() error {
+		if ttl <= 0 {
+			f.t.Errorf("a grant for %d s", ttl)
 		}
-		if f.leases[id] == nil {
-			l := &fakeLease{ttl: time.Duration(ttl) * time.Second}
-			l.timer = time.AfterFunc(l.ttl, func() { f.expire(id) })
-			f.leases[id] = l
-		}
+		l := &fakeLease{ttl: time.Duration(ttl) * time.Second}
+		l.timer = time.AfterFunc(l.ttl, func() { f.expire(id) })
+		f.leases[id] = l
 		return nil
 	})
+	switch {
+	case err == nil:
+		return id, ttl, nil, nil
+	case isRefusal(err), isUnsent(err):
+		return clientv3.NoLease, 0, nil, err
+	default:
+		return clientv3.NoLease, 0, []clientv3.LeaseID{id}, err
+	}
 }
 
 func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool) (ttl, rev int64, err error) {

@@ -57,8 +57,10 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	r.key = p.status.Key // of leases that are left
 	r.leases = leases{etcd: on, asked: p.opts.ttl, former: p.left, onRenew: p.noteLease}
-	p.left = nil
+	p.withdrawn = len(p.left) == 0
+	p.left, p.outcome = nil, nil
 	return r
 }
 
@@ -86,7 +88,7 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 	}
 	r := p.newRegistration(on)
 	err = p.begin(bound, r)
-	if mine := first.take(); err == nil && (mine || p.opts.backgroundStart) {
+	if err == nil && (first.take() || p.opts.backgroundStart) {
 		first.err <- p.stoppedEarly()
 		left := p.keep(r)
 		release()
@@ -112,22 +114,33 @@ func (p *Publisher) connectFirst(first *outcome) (etcd, func(), error) {
 		if err == nil || first.take() || !p.opts.backgroundStart {
 			return on, release, err
 		}
-		p.enter(StateRegistering, err)
+		p.noteUnconnected(err)
 		if !retry.wait(p.stop) {
 			return nil, nil, err
 		}
 	}
 }
 
+func (p *Publisher) noteUnconnected(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.paused {
+		p.enterLocked(StatePaused, err)
+	} else {
+		p.enterLocked(StateRegistering, err)
+	}
+}
+
 // begin makes the first registration, unless the user wants something else meanwhile.
 func (p *Publisher) begin(bound context.Context, r *registration) error {
 	var told error
+	end := cleanUpFrom(bound)
 	for retry := newBackoff(); !p.opts.backgroundStart; {
 		want, latch := p.wish()
 		if want != wishPublished {
 			return nil
 		}
-		ctx, cancel := p.attempt(latch, bound)
+		ctx, cancel := p.attempt(latch, bound, end)
 		err := moreTelling(told, p.reconcile(ctx, r))
 		told = err
 		again := err != nil && !isFinal(err) && retry.wait(ctx)
@@ -148,11 +161,16 @@ func moreTelling(before, last error) error {
 	return last
 }
 
-// attempt ends with the latch, when the caller gives up, and early enough before the bound to clean up.
-func (p *Publisher) attempt(latch, bound context.Context) (context.Context, context.CancelFunc) {
+// cleanUpFrom is when a first registration has to have succeeded, early enough before its bound to clean up.
+func cleanUpFrom(bound context.Context) time.Time {
 	deadline, _ := bound.Deadline()
+	return deadline.Add(-time.Until(deadline) / cleanUpShare)
+}
+
+// attempt ends with the latch, when the caller gives up, and at the end.
+func (p *Publisher) attempt(latch, bound context.Context, end time.Time) (context.Context, context.CancelFunc) {
 	latch = context.WithValue(latch, wholeBound{}, true)
-	ctx, cancel := context.WithDeadline(latch, deadline.Add(-time.Until(deadline)/cleanUpShare))
+	ctx, cancel := context.WithDeadline(latch, end)
 	stop := context.AfterFunc(bound, cancel)
 	return ctx, func() { stop(); cancel() }
 }
@@ -184,16 +202,15 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	}
 }
 
-// leave notes the leases that could not be revoked, for the next KeepAlive to do it, and returns what is to be told. One
-// that etcd has refused to grant is not among them.
+// leave notes the leases that could not be revoked, for the next KeepAlive to do it, and returns what is to be told.
 func (p *Publisher) leave(r *registration, err error) error {
-	if err == nil || !r.leases.mayExist() {
+	if err == nil {
 		return nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.left = r.leases.former
-	return &WithdrawError{Key: r.key, Until: r.leases.gone(), Err: err}
+	return &WithdrawError{Key: r.name(), Until: r.leases.gone(), Err: err}
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
@@ -347,7 +364,7 @@ func (p *Publisher) withdrawForGood(r *registration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), max(p.opts.ttl, p.Status().TTL))
 	defer cancel()
 	if err := p.withdraw(ctx, r); err != nil {
-		return &WithdrawError{Key: r.key, Until: r.leases.gone(), Err: err}
+		return &WithdrawError{Key: r.name(), Until: r.leases.gone(), Err: err}
 	}
 	return nil
 }
@@ -385,7 +402,6 @@ func (p *Publisher) noteWithdrawn() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.clearLeaseLocked()
-	p.wakeLocked()
 }
 
 // clearLeaseLocked notes that no lease of ours can be left.
@@ -430,23 +446,26 @@ func (p *Publisher) finish(failed, left error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.running = false
+	if left == nil {
+		left = p.leftLocked() // by an earlier one
+	}
+	p.outcome = left
 	if p.stopping {
-		p.finishStopLocked(left)
+		p.finishStopLocked()
 		return
 	}
 	p.clearLeaseLocked()
-	p.outcome = left
+	p.withdrawn = left == nil
 	p.enterLocked(StateIdle, failed)
 	if p.paused {
 		p.enterLocked(StatePaused, failed)
 	}
 }
 
-func (p *Publisher) finishStopLocked(left error) {
-	p.outcome = left
+func (p *Publisher) finishStopLocked() {
 	if p.status.State == StateRegistering || p.status.State == StatePublished {
 		p.enterLocked(StateWithdrawing, nil)
 	}
-	p.enterLocked(StateStopped, left)
+	p.enterLocked(StateStopped, p.outcome)
 	close(p.done)
 }

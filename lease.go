@@ -1,9 +1,11 @@
 package discov
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -12,10 +14,8 @@ import (
 
 // lease is a lease of ours, and what is known of it. The zero lease is none.
 type lease struct {
-	id clientv3.LeaseID
-	// granted says that etcd has confirmed it; until then it may exist or not.
-	granted bool
-	ttl     time.Duration
+	id  clientv3.LeaseID
+	ttl time.Duration
 	// until is when the lease ends at the soonest if nobody renews it, by our clock: counted from before the last request
 	// that was answered. gone is when it ends at the latest: counted from the end of the last request, answered or not.
 	until, gone time.Time
@@ -23,13 +23,13 @@ type lease struct {
 	renewal time.Time
 	// denied says that etcd refused to renew it. It is asked alone then, because a denial ends the stream of all.
 	denied bool
-	// refused says that etcd refused to grant it.
-	refused bool
+	// stray says that etcd may grant it, or may have: nobody has heard. Nothing was put on it.
+	stray bool
 }
 
 // renewed notes that etcd gave the lease its TTL, answering a request made at asked.
 func (l *lease) renewed(asked time.Time, seconds int64) {
-	l.granted, l.denied = true, false
+	l.denied = false
 	l.ttl = time.Duration(seconds) * time.Second
 	l.until, l.gone = asked.Add(l.ttl), time.Now().Add(l.ttl)
 	// A third of the TTL, as the client does: it leaves two more tries.
@@ -46,16 +46,20 @@ type leases struct {
 	onRenew func(lease)
 }
 
-// pastLeases is how many are remembered, in case that etcd is restored to a time when one of them held the key.
-const pastLeases = 16
+const (
+	// pastLeases is how many are remembered, in case that etcd is restored to a time when one of them held the key.
+	pastLeases = 16
+	// strayLeases is how many there may be when another lease is asked for.
+	strayLeases = 2
+)
 
 // secure makes sure that a lease is held: grants one where there is none, renews it where that is due. It says no where
 // the lease that was held is gone.
 func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
-	if ls.held.granted && time.Now().Before(ls.held.renewal) {
+	if ls.isHeld() && time.Now().Before(ls.held.renewal) {
 		return true, nil
 	}
-	if ls.held.granted {
+	if ls.isHeld() {
 		err := ls.renew(ctx)
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return true, err
@@ -64,28 +68,42 @@ func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
 	return false, ls.grant(ctx)
 }
 
-// grant asks for a lease. Its ID is kept when that fails: the request may have been applied, so the next try is for the
-// same lease, and whoever gives up revokes it.
+func (ls *leases) isHeld() bool { return ls.held.id != clientv3.NoLease }
+
+// grant asks for a lease. What was asked for without an answer is to be revoked, and first, where that were too many.
 func (ls *leases) grant(ctx context.Context) error {
 	if err := ls.etcd.ready(ctx); err != nil {
 		return err
 	}
-	asked := time.Now()
-	if ls.held.id == clientv3.NoLease {
-		ls.held = lease{id: newLeaseID()}
+	if strays := ls.strays(); len(strays) >= strayLeases {
+		if err := ls.swept(ls.revoke(ctx, strays)); err != nil {
+			return err
+		}
 	}
-	seconds, err := ls.etcd.grant(ctx, ls.held.id, int64(ls.asked/time.Second))
-	ls.held.gone = time.Now().Add(ls.asked)
+	asked := time.Now()
+	id, seconds, strays, err := ls.etcd.grant(ctx, int64(ls.asked/time.Second))
+	for _, stray := range strays {
+		ls.former = append(ls.former, lease{id: stray, gone: time.Now().Add(ls.asked), stray: true})
+	}
 	if err != nil {
-		ls.held.refused = isEtcdError(err) && isFinal(err)
 		return err
 	}
-	ls.held.renewed(asked, max(seconds, int64(ls.asked/time.Second)))
-	if seconds == 0 {
-		ls.held.renewal = time.Now() // which tells the TTL
-	}
+	ls.held = lease{id: id}
+	ls.held.renewed(asked, seconds)
 	ls.onRenew(ls.held)
 	return nil
+}
+
+// strays returns those of the former leases that are, without the ones that have ended by now.
+func (ls *leases) strays() (strays []lease) {
+	now := time.Now()
+	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool { return one.stray && now.After(one.gone) })
+	for _, one := range ls.former {
+		if one.stray {
+			strays = append(strays, one)
+		}
+	}
+	return strays
 }
 
 // renewal is one try to renew the lease held.
@@ -148,7 +166,7 @@ func (ls *leases) isGone(id clientv3.LeaseID) {
 
 // discard makes the lease held a former one.
 func (ls *leases) discard() {
-	if ls.held.id != clientv3.NoLease {
+	if ls.isHeld() {
 		ls.former = append(ls.former, ls.held)
 		ls.held = lease{}
 	}
@@ -156,19 +174,51 @@ func (ls *leases) discard() {
 
 // sweep revokes the former leases. Those that could not be revoked stay for the next sweep.
 func (ls *leases) sweep(ctx context.Context) error {
-	for len(ls.former) > 0 {
-		if err := ls.etcd.revoke(ctx, ls.former[0].id); err != nil {
-			return err
-		}
-		ls.isGone(ls.former[0].id)
-		ls.former = ls.former[1:]
-	}
-	return nil
+	return ls.swept(ls.revoke(ctx, ls.former))
 }
 
-// mayExist says whether one of the former leases may be there: not where etcd has refused to grant it.
-func (ls *leases) mayExist() bool {
-	return slices.ContainsFunc(ls.former, func(one lease) bool { return !one.refused })
+// revocations are the outcome of a sweep: those of the leases that are gone, and why not all are.
+type revocations struct {
+	gone []clientv3.LeaseID
+	err  error
+}
+
+// startSweep begins a sweep, whose outcome comes when etcd has given it, or when ctx is done: nil where there is nothing
+// to sweep.
+func (ls *leases) startSweep(ctx context.Context) <-chan revocations {
+	if len(ls.former) == 0 {
+		return nil
+	}
+	outcome := make(chan revocations, 1)
+	former := slices.Clone(ls.former)
+	go func() { outcome <- ls.revoke(ctx, former) }()
+	return outcome
+}
+
+// revoke revokes leases, all at once.
+func (ls *leases) revoke(ctx context.Context, these []lease) (outcome revocations) {
+	errs := make([]error, len(these))
+	var all sync.WaitGroup
+	for i, one := range these {
+		all.Go(func() { errs[i] = ls.etcd.revoke(ctx, one.id) })
+	}
+	all.Wait()
+	for i, one := range these {
+		if errs[i] == nil {
+			outcome.gone = append(outcome.gone, one.id)
+		}
+	}
+	outcome.err = cmp.Or(errs...)
+	return outcome
+}
+
+// swept notes the outcome of a sweep.
+func (ls *leases) swept(outcome revocations) error {
+	for _, id := range outcome.gone {
+		ls.isGone(id)
+	}
+	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool { return slices.Contains(outcome.gone, one.id) })
+	return outcome.err
 }
 
 // reviveAll makes the past leases former ones, to be revoked: etcd was restored, and one may be there again.

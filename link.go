@@ -54,8 +54,9 @@ type link struct {
 	brisk bool
 	ours  bool // the library's, to be closed
 
-	left  context.Context // done when nobody is to use the link any more
-	leave context.CancelFunc
+	dialled chan struct{}   // closed when there is a client
+	left    context.Context // done when nobody is to use the link any more
+	leave   context.CancelFunc
 
 	calls   sync.WaitGroup // Add only while the link is its conn's current one, or in a call
 	streams sync.WaitGroup
@@ -130,7 +131,7 @@ func (s *silence) wait(ctx context.Context) error {
 }
 
 func newLink() *link {
-	l := &link{}
+	l := &link{dialled: make(chan struct{})}
 	l.left, l.leave = context.WithCancel(context.Background())
 	l.renewals.link, l.watches.link = l, l
 	return l
@@ -165,6 +166,7 @@ func (l *link) attach(client *clientv3.Client) {
 	l.kv = pb.NewKVClient(client.ActiveConnection())
 	l.leases = pb.NewLeaseClient(client.ActiveConnection())
 	l.watch = pb.NewWatchClient(client.ActiveConnection())
+	close(l.dialled)
 }
 
 // config is what the client is made with: our settings, the user's tuning, and then what we do in the client's place.
@@ -182,8 +184,7 @@ func (l *link) config(to *target, token string) (clientv3.Config, error) {
 	}
 	takeLimits(&config)
 	l.takeTLS(&config, load)
-	l.takeAccount(&config, token)
-	return config, nil
+	return config, l.takeAccount(&config, token)
 }
 
 func (l *link) settings(to *target) clientv3.Config {
@@ -234,14 +235,18 @@ func (l *link) takeTLS(config *clientv3.Config, load func() (*tls.Config, error)
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, token string) {
+func (l *link) takeAccount(config *clientv3.Config, token string) error {
 	if config.Username == "" || config.Password == "" {
-		return
+		return nil
+	}
+	if config.RejectOldCluster {
+		return fmt.Errorf("%w: RejectOldCluster with an account: the client would ask before it can log in", ErrOptions)
 	}
 	l.account = newAccount(login{user: config.Username, pass: config.Password}, l, token)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions,
 		grpc.WithPerRPCCredentials(l.account), grpc.WithChainUnaryInterceptor(l.account.intercept))
+	return nil
 }
 
 // run lets the user's code tune the settings. A panic in it is the user's: it becomes an error. So does runtime.Goexit,
@@ -611,21 +616,62 @@ func (s *session) onThisLink(ctx context.Context, wait func(context.Context, *li
 	return ctx.Err() == nil
 }
 
-func (s *session) grant(ctx context.Context, id clientv3.LeaseID, ttl int64) (granted int64, err error) {
+func (s *session) grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, granted int64, strays []clientv3.LeaseID, err error) {
+	var tries grantTries
 	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.LeaseGrantResponse, error) {
+		id, err := tries.next()
+		if err != nil {
+			return nil, err
+		}
 		if l.connected() {
 			// Bounded, not cancelled: etcd might grant the lease after it was revoked.
 			var cancel context.CancelFunc
 			ctx, cancel = l.outlast(ctx, s.call)
 			defer cancel()
 		}
-		return l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
+		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
+		if isRefusal(plain(err)) {
+			tries.drop(id)
+		}
+		return response, err
 	})
-	if errors.Is(err, rpctypes.ErrLeaseExist) {
-		// An earlier try was applied: among 63 random bits, chance alone is no cause to think of.
-		return 0, nil
+	id = clientv3.LeaseID(response.GetID())
+	tries.drop(id)
+	return id, response.GetTTL(), tries.end(), err
+}
+
+// grantTries are the lease IDs that a grant has asked for, a new one each time.
+type grantTries struct {
+	mu    sync.Mutex
+	ids   []clientv3.LeaseID
+	ended bool
+}
+
+// next returns an ID to ask for, unless the grant has returned.
+func (t *grantTries) next() (clientv3.LeaseID, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return clientv3.NoLease, context.Canceled
 	}
-	return response.GetTTL(), err
+	id := newLeaseID()
+	t.ids = append(t.ids, id)
+	return id, nil
+}
+
+// drop forgets an ID of which etcd has told.
+func (t *grantTries) drop(id clientv3.LeaseID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ids = slices.DeleteFunc(t.ids, func(one clientv3.LeaseID) bool { return one == id })
+}
+
+// end returns the IDs that are left.
+func (t *grantTries) end() []clientv3.LeaseID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	return slices.Clone(t.ids)
 }
 
 func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error) {

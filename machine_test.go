@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -175,7 +176,7 @@ func TestNobodyPausesWhenAnOutageEnds(t *testing.T) {
 	})
 }
 
-func TestAGrantWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
+func TestAGrantWhoseAnswerWasLostIsRevokedOnceAnotherHoldsTheKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		lost := 0
@@ -188,9 +189,81 @@ func TestAGrantWhoseAnswerWasLostIsTakenUpAgain(t *testing.T) {
 		})
 		p := f.published(quiet)
 		require.Equal(t, 3, lost)
+		settle(0)
 		require.Len(t, f.leaseIDs(), 1)
 		require.True(t, f.at(fmt.Sprintf("user.rpc/%d", p.Status().Lease)).exists())
 		p.Stop()
+		require.Empty(t, f.leaseIDs())
+	})
+}
+
+func TestGrantsWithoutAnAnswerDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.meets(func(op string) trouble {
+			if op == "grant" {
+				return trouble{after: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		p := f.publisher(WithBackgroundStart(), quiet)
+		require.NoError(t, p.KeepAlive())
+		for range 100 {
+			settle(time.Second)
+			require.LessOrEqual(t, len(f.leaseIDs()), strayLeases)
+		}
+		f.meets(func(string) trouble { return trouble{} })
+		settle(time.Second)
+		require.Equal(t, []clientv3.LeaseID{p.Status().Lease}, f.leaseIDs())
+		p.Stop()
+	})
+}
+
+// aged returns a Publisher that has lost as many leases as are remembered.
+func (f *fakeEtcd) aged() *Publisher {
+	p := f.published(WithId(7), quiet)
+	for range pastLeases {
+		settle(2 * calm)
+		f.expire(p.Status().Lease)
+		settle(calm)
+	}
+	return p
+}
+
+func TestPastLeasesThatARestoreMayBringBackHoldNothingUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.aged()
+		f.meets(func(string) trouble { return trouble{delay: time.Second} })
+		f.wipe()
+		settle(5 * time.Second)
+		was := p.Status().Lease
+		settle(time.Minute)
+		require.Equal(t, was, p.Status().Lease)
+		require.Len(t, f.leaseIDs(), 1)
+
+		f.wipe()
+		settle(5 * time.Second)
+		require.True(t, f.at(fakeKey).exists())
+		require.NoError(t, p.StopContext(t.Context()))
+		require.False(t, f.at(fakeKey).exists())
+	})
+}
+
+func TestALeaseThatCannotBeRevokedHoldsNoOtherUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.aged()
+		refused := 0
+		f.meets(func(op string) trouble {
+			if refused++; op == "revoke" && refused%2 == 0 {
+				return trouble{before: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		f.wipe()
+		settle(time.Second)
+		require.NoError(t, p.StopContext(t.Context()))
 		require.Empty(t, f.leaseIDs())
 	})
 }
@@ -223,17 +296,7 @@ func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
 func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		p := f.publisher(WithId(7), quiet)
-		f.meets(func(op string) trouble {
-			switch op {
-			case "put":
-				return trouble{after: errors.New("connection reset")}
-			case "revoke":
-				return trouble{before: errors.New("connection refused")}
-			default:
-				return trouble{}
-			}
-		})
+		p := f.leftKey()
 		var left *WithdrawError
 		require.ErrorAs(t, p.KeepAlive(), &left)
 		require.Equal(t, fakeKey, left.Key)
@@ -243,6 +306,212 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 		synctest.Wait()
 		require.False(t, f.at(fakeKey).exists())
 		require.NoError(t, p.StopContext(t.Context()))
+	})
+}
+
+// leftKey is a Publisher whose KeepAlive has failed and left its key, for a minute.
+func (f *fakeEtcd) leftKey() *Publisher {
+	f.meets(func(op string) trouble {
+		switch op {
+		case "put":
+			return trouble{after: errors.New("connection reset")}
+		case "revoke":
+			return trouble{before: errors.New("connection refused")}
+		default:
+			return trouble{}
+		}
+	})
+	return f.publisher(WithId(7), WithTTL(time.Minute), quiet)
+}
+
+func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
+	calls := map[string]func(t *testing.T, f *fakeEtcd, p *Publisher) error{
+		"Pause, while KeepAlive cleans up": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
+			failed := make(chan error, 1)
+			go func() { failed <- p.KeepAlive() }()
+			for len(f.requests("revoke")) == 0 {
+				time.Sleep(time.Millisecond)
+			}
+			err := p.PauseContext(t.Context())
+			require.Error(t, <-failed)
+			return err
+		},
+		"Pause, after a KeepAlive that waits for Resume": func(t *testing.T, _ *fakeEtcd, p *Publisher) error {
+			require.Error(t, p.KeepAlive())
+			require.Error(t, p.PauseContext(t.Context()))
+			require.NoError(t, p.KeepAlive())
+			return p.PauseContext(t.Context())
+		},
+		"Pause, while the next KeepAlive connects": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
+			require.Error(t, p.KeepAlive())
+			connect := p.connect
+			p.connect = func() (etcd, func(), error) {
+				time.Sleep(time.Second)
+				return connect()
+			}
+			go func() { _ = p.KeepAlive() }()
+			settle(time.Millisecond)
+			return p.PauseContext(t.Context())
+		},
+		"Stop, after a KeepAlive that did not connect": func(t *testing.T, _ *fakeEtcd, p *Publisher) error {
+			require.Error(t, p.KeepAlive())
+			p.connect = func() (etcd, func(), error) { return nil, nil, errors.New("no client") }
+			require.ErrorContains(t, p.KeepAlive(), "no client")
+			return p.StopContext(t.Context())
+		},
+	}
+	for name, call := range calls {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeEtcd(t)
+				p := f.leftKey()
+				err := call(t, f, p)
+				var left *WithdrawError
+				require.ErrorAs(t, err, &left)
+				require.Equal(t, fakeKey, left.Key)
+				require.True(t, f.at(fakeKey).exists())
+				f.meets(func(string) trouble { return trouble{} })
+				settle(time.Until(left.Until))
+				require.False(t, f.at(fakeKey).exists())
+				p.Stop()
+			})
+		})
+	}
+}
+
+func TestAKeepAliveThatFailsLeavesATenthOfItsBoundToTheCleanUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 20 { // the back-off is jittered
+			f := newFakeEtcd(t)
+			f.meets(func(op string) trouble {
+				switch op {
+				case "put":
+					return trouble{before: rpctypes.ErrNoLeader}
+				case "revoke":
+					return trouble{delay: 400 * time.Millisecond}
+				default:
+					return trouble{}
+				}
+			})
+			p := f.publisher(WithId(7), quiet)
+			began := time.Now()
+			var left *WithdrawError
+			err := p.KeepAlive()
+			require.Error(t, err)
+			require.False(t, errors.As(err, &left), "%v", err)
+			require.LessOrEqual(t, time.Since(began), defaultTimeout)
+			p.Stop()
+		}
+	})
+}
+
+// begun is a Publisher whose first registration has succeeded, and whose goroutine has not seen what is asked for since.
+func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
+	p = f.publisher(WithId(7), quiet)
+	ctx, cancel := p.bound(context.Background())
+	defer cancel()
+	p.running, p.takeover = true, true
+	r := p.newRegistration(f)
+	require.NoError(f.t, p.begin(ctx, r))
+	return p, func() { p.finish(nil, p.keep(r)) }
+}
+
+func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p, goOn := f.begun()
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, p.PauseContext(over))
+		resumed := make(chan error, 1)
+		go func() { resumed <- p.ResumeContext(t.Context()) }()
+		synctest.Wait()
+		go goOn()
+		require.NoError(t, <-resumed)
+		p.Stop()
+	})
+}
+
+func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p, goOn := f.begun()
+		f.meets(func(op string) trouble {
+			if op == "revoke" {
+				return trouble{before: errors.New("connection reset")}
+			}
+			return trouble{}
+		})
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, p.PauseContext(over))
+		go goOn()
+		settle(10 * time.Millisecond)
+		require.NoError(t, p.ResumeContext(t.Context()))
+		require.Empty(t, f.requests("renew"), "there was no lease to renew")
+		require.Equal(t, p.Status().Lease, f.at(fakeKey).lease)
+		f.meets(func(string) trouble { return trouble{} })
+		p.Stop()
+	})
+}
+
+func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		events := &eventLog{}
+		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.observe))
+		connect := p.connect
+		var connects atomic.Bool
+		p.connect = func() (etcd, func(), error) {
+			if connects.Load() {
+				return connect()
+			}
+			time.Sleep(200 * time.Millisecond)
+			return nil, nil, errors.New("no client")
+		}
+		require.NoError(t, p.KeepAlive())
+		settle(10 * time.Second)
+		require.Equal(t, StateRegistering, p.Status().State)
+		require.ErrorContains(t, p.Status().Err, "no client")
+		require.NoError(t, p.PauseContext(t.Context()))
+		require.Equal(t, StatePaused, p.Status().State)
+		settle(10 * time.Second)
+		require.Equal(t, StatePaused, p.Status().State)
+		connects.Store(true)
+		settle(10 * time.Second)
+		require.NoError(t, p.ResumeContext(t.Context()))
+		require.True(t, f.at(fakeKey).exists())
+		p.Stop()
+		synctest.Wait()
+		events.requireDrawn(t)
+	})
+}
+
+func TestAStopThatDoesNotWaitAllowsForTheRenewalThatIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 20 { // a renewal that is given up may be applied or not
+			f := newFakeEtcd(t)
+			p := f.published(WithId(7), quiet)
+			f.meets(func(op string) trouble {
+				switch op {
+				case "renew":
+					return trouble{delay: 2 * time.Second}
+				case "revoke":
+					return trouble{before: errors.New("connection refused")}
+				default:
+					return trouble{}
+				}
+			})
+			time.Sleep(defaultTTL/3 + time.Second) // under way
+			over, cancel := context.WithCancel(t.Context())
+			cancel()
+			var left *WithdrawError
+			require.ErrorAs(t, p.StopContext(over), &left)
+			time.Sleep(time.Until(left.Until))
+			synctest.Wait()
+			require.False(t, f.at(fakeKey).exists())
+			settle(defaultTTL)
+		}
 	})
 }
 

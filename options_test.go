@@ -346,6 +346,23 @@ func TestAClientConfigThatDoesNotReturnIsAnError(t *testing.T) {
 	}
 }
 
+func TestAClientConfigThatAsksBeforeThereIsAClientIsAnErrorWithAnAccount(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	reject := WithClientConfig(func(c *clientv3.Config) { c.RejectOldCluster = true })
+	p := newTestPublisher(t, srv.Endpoints(), reject, WithPubEtcdAccount("u", "p"))
+	err := p.KeepAlive()
+	require.ErrorIs(t, err, ErrOptions)
+	require.ErrorContains(t, err, "RejectOldCluster")
+}
+
+func TestAClientConfigMaySyncTheEndpointsOfAnAccount(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
+	sync := WithClientConfig(func(c *clientv3.Config) { c.AutoSyncInterval = time.Nanosecond })
+	published(t, srv.Endpoints(), sync, WithPubEtcdAccount("u", "p"))
+}
+
 func TestAClientConfigThatMakesNoClientIsAnError(t *testing.T) {
 	t.Parallel()
 	p := newTestPublisher(t, []string{"127.0.0.1:1"}, WithClientConfig(func(c *clientv3.Config) { c.Endpoints = nil }))
@@ -372,6 +389,23 @@ func TestAClientConfigThatMakesTheDialSlowDoesNotOutlastTheBound(t *testing.T) {
 			etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == StateStopped })
 		})
 	}
+}
+
+// TestATuningThatIsSlowTheSecondTimeDoesNotOutlastTheBound: a connection in doubt is dialled anew.
+func TestATuningThatIsSlowTheSecondTimeDoesNotOutlastTheBound(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	path.Swallow()
+	var calls atomic.Int32
+	p := newTestPublisher(t, []string{path.Endpoint()}, WithTimeout(time.Second), WithClientConfig(func(*clientv3.Config) {
+		if calls.Add(1) > 1 {
+			time.Sleep(3 * time.Second)
+		}
+	}))
+	requireWithin(t, time.Second, func() { require.Error(t, p.KeepAlive()) })
+	requireWithin(t, time.Second, p.Stop)
+	require.Greater(t, calls.Load(), int32(1))
 }
 
 func TestASlowDialDoesNotHoldUpBackgroundStart(t *testing.T) {

@@ -15,6 +15,7 @@
 package discov
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +102,7 @@ func newLatch() latch {
 //	published   → registering, conflict, withdrawing
 //	conflict    → registering, published, withdrawing
 //	withdrawing → paused, stopped, registering
-//	paused      → registering, idle, stopped
+//	paused      → registering, withdrawing, idle, stopped
 //
 // One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
 // value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
@@ -242,7 +243,7 @@ func (p *Publisher) start(ctx context.Context, first *outcome) error {
 	case p.running:
 		return p.refused("keep alive", ErrStarted)
 	}
-	p.running, p.takeover, p.outcome = true, true, nil
+	p.running, p.takeover = true, true
 	p.status.Err = nil
 	go p.run(ctx, first)
 	return nil
@@ -273,16 +274,21 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		p.pause.set()
 		p.wakeLocked()
 	}
+	if p.status.State == StateRegistering && p.withdrawn { // connecting, in the background
+		p.enterLocked(StateWithdrawing, nil)
+		p.enterLocked(StatePaused, nil)
+	}
 	if !p.running {
 		p.enterLocked(StatePaused, nil)
-		return p.leftLocked()
 	}
 	return p.awaitLocked(ctx, "pause", func() (bool, error) {
 		switch {
-		case p.withdrawn && p.status.State != StateWithdrawing && (p.paused || p.stopping):
-			return true, nil
 		case !p.paused && !p.stopping:
 			return true, p.refused("pause", ErrSuperseded)
+		case !p.running:
+			return true, p.leftLocked()
+		case p.withdrawn && p.status.State != StateWithdrawing:
+			return true, nil
 		default:
 			return false, p.withdrawErrorLocked(ctx)
 		}
@@ -308,6 +314,7 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 		p.paused, p.takeover = false, true
 		p.pause = newLatch()
 		p.resume.set()
+		p.touchLocked()
 		p.wakeLocked()
 	}
 	if !p.running {
@@ -396,6 +403,9 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	default:
 		p.mu.Lock()
 		defer p.mu.Unlock()
+		if p.withdrawn { // the key is gone, but not all is released yet
+			return p.unsettledLocked(ctx, "stop", nil)
+		}
 		return p.withdrawErrorLocked(ctx)
 	}
 }
@@ -478,12 +488,7 @@ func (p *Publisher) unsettledLocked(ctx context.Context, call string, err error)
 }
 
 // nameLocked is the full key, or what is known of it.
-func (p *Publisher) nameLocked() string {
-	if p.status.Key == "" {
-		return p.prefix
-	}
-	return p.status.Key
-}
+func (p *Publisher) nameLocked() string { return cmp.Or(p.status.Key, p.prefix) }
 
 func (p *Publisher) withdrawErrorLocked(ctx context.Context) error {
 	cause := context.Cause(ctx)
@@ -493,7 +498,11 @@ func (p *Publisher) withdrawErrorLocked(ctx context.Context) error {
 	if p.status.Err != nil {
 		cause = fmt.Errorf("%w: %w", cause, p.status.Err)
 	}
-	return &WithdrawError{Key: p.nameLocked(), Until: p.status.Until, Err: cause}
+	until := p.status.Until
+	if p.status.State != StateWithdrawing && !until.IsZero() {
+		until = time.Now().Add(p.status.TTL) // the goroutine has not heard yet: a renewal may be under way
+	}
+	return &WithdrawError{Key: p.nameLocked(), Until: until, Err: cause}
 }
 
 // wakeLocked tells those that wait that something has changed.

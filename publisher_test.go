@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,7 +24,9 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 )
 
 // KeepAlive.
@@ -1048,6 +1051,17 @@ type walk struct {
 
 func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 	t.Parallel()
+	var losesAnswers atomic.Bool
+	loseAnswers := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		if losesAnswers.Load() && method == pb.Lease_LeaseRevoke_FullMethodName {
+			return status.Error(codes.Unavailable, "lost")
+		}
+		err := invoke(ctx, method, req, reply, cc, opts...)
+		if losesAnswers.Load() && method == pb.KV_Put_FullMethodName {
+			return status.Error(codes.Unavailable, "lost")
+		}
+		return err
+	}
 	scenarios := []struct {
 		name   string
 		opts   []PubOption
@@ -1081,6 +1095,22 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 				require.Error(t, w.p.KeepAlive())
 			},
 			states: []State{StateRegistering, StateIdle, StateStopped},
+		},
+		{
+			name: "a KeepAlive that fails and leaves its key, Pause, KeepAlive",
+			opts: []PubOption{WithTimeout(300 * time.Millisecond), WithClientConfig(func(c *clientv3.Config) {
+				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(loseAnswers))
+			})},
+			take: func(t *testing.T, w walk) {
+				losesAnswers.Store(true)
+				require.Error(t, w.p.KeepAlive())
+				w.p.Pause()
+				losesAnswers.Store(false)
+				require.NoError(t, w.p.KeepAliveContext(deadline(t, eventually)))
+				require.NoError(t, w.p.PauseContext(deadline(t, eventually)))
+				requireAbsent(t, w.srv, testFullKey)
+			},
+			states: []State{StateRegistering, StateIdle, StatePaused, StateWithdrawing, StatePaused, StateStopped},
 		},
 		{
 			name: "Pause, KeepAlive, Resume, Pause",
@@ -1469,6 +1499,38 @@ func TestCallsRightAfterABackgroundStartTakeDrawnWays(t *testing.T) {
 		requireAbsent(t, srv, testFullKey)
 	}
 	requireNothingLeft(t, srv)
+}
+
+// TestWhatArrivesAfterStopLeavesNoKey: a member that was cut off for a while from its leader delivers then what it was given.
+// A grant and a put that another member has answered meanwhile must not bring the key back.
+func TestWhatArrivesAfterStopLeavesNoKey(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	var held sync.Map // the methods whose first request is held up
+	heals := make(chan struct{})
+	var late sync.WaitGroup
+	hold := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		_, again := held.LoadOrStore(method, true)
+		if again || method != pb.Lease_LeaseGrant_FullMethodName && method != pb.KV_Put_FullMethodName {
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}
+		late.Go(func() {
+			<-heals
+			if method == pb.KV_Put_FullMethodName {
+				time.Sleep(100 * time.Millisecond) // in the order in which they were sent
+			}
+			_ = srv.Client(t).ActiveConnection().Invoke(context.WithoutCancel(ctx), method, req, reply)
+		})
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	p := published(t, srv.Endpoints(), WithClientConfig(func(c *clientv3.Config) {
+		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(hold))
+	}))
+	require.NoError(t, p.StopContext(deadline(t, eventually)))
+	close(heals)
+	late.Wait()
+	requireAbsent(t, srv, testFullKey)
 }
 
 func TestStopInTheMidstOfAGrantLeavesNoLease(t *testing.T) {

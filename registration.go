@@ -1,6 +1,7 @@
 package discov
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func (r *registration) fullKey() string {
 
 // isNamed says whether the key is whole: one that ends with a lease ID is so once there is a lease.
 func (r *registration) isNamed() bool {
-	return !r.suffixed || r.id != 0 || r.leases.held.granted
+	return !r.suffixed || r.id != 0 || r.leases.isHeld()
 }
 
 // reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
@@ -91,14 +92,13 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 		kept, err := r.leases.secure(ctx)
 		r.key = r.fullKey()
 		if err != nil {
-			if r.leases.held.granted {
+			if r.leases.isHeld() {
 				return r.failed("renew the lease of", err)
 			}
 			return r.failed("get a lease for", err)
 		}
 		switch err := r.secureKey(ctx, takeover, kept); {
 		case err == nil:
-			r.sweep(ctx)
 			r.settled = true
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -130,14 +130,12 @@ func (r *registration) rest(ctx context.Context, retry *backoff, err error) bool
 	return r.etcd.pause(ctx, retry.take())
 }
 
-// sweep revokes the leases that were replaced, now that the key is on another. What fails is tried again later.
-func (r *registration) sweep(ctx context.Context) {
-	_ = r.leases.sweep(ctx)
+func (r *registration) failed(step string, err error) error {
+	return fmt.Errorf("discov: %s %s: %w", step, r.name(), err)
 }
 
-func (r *registration) failed(step string, err error) error {
-	return fmt.Errorf("discov: %s %s: %w", step, r.key, err)
-}
+// name is the full key, or what is known of it.
+func (r *registration) name() string { return cmp.Or(r.key, r.prefix) }
 
 // secureKey makes the key right on the lease held.
 func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error {
@@ -305,12 +303,16 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 	watch := r.etcd.watch(r.key, r.rev+1)
 	defer watch.cancel()
 	ctx, cancel := context.WithCancel(ctx)
-	var answer <-chan renewal // nil where none is awaited
-	var found <-chan look     // the same
+	var answer <-chan renewal         // nil where none is awaited
+	var found <-chan look             // the same
+	swept := r.leases.startSweep(ctx) // the same; of leases that were replaced, now that the key is on another
 	defer func() {
 		cancel()
 		if answer != nil {
 			_ = r.leases.take(<-answer) // what is to be known of the lease's end
+		}
+		if swept != nil {
+			_ = r.leases.swept(<-swept)
 		}
 		if found != nil {
 			<-found
@@ -351,10 +353,16 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			answer = r.leases.ask(ctx)
 		case one := <-answer:
 			answer = nil
-			if doubt := r.renewed(ctx, one); doubt != nil {
+			if doubt := r.renewed(one); doubt != nil {
 				return doubt
 			}
 			due.Reset(time.Until(r.leases.held.renewal))
+			if swept == nil {
+				swept = r.leases.startSweep(ctx)
+			}
+		case outcome := <-swept:
+			_ = r.leases.swept(outcome) // what is left is tried again after the next renewal
+			swept = nil
 		}
 	}
 }
@@ -401,12 +409,9 @@ func (r *registration) looked(one look) error {
 }
 
 // renewed takes the answer to a renewal.
-func (r *registration) renewed(ctx context.Context, one renewal) error {
+func (r *registration) renewed(one renewal) error {
 	if err := r.leases.take(one); err != nil {
 		return r.failed("renew the lease of", err)
-	}
-	if len(r.leases.former) > 0 {
-		r.sweep(ctx)
 	}
 	if one.rev < r.rev {
 		return errWentBack
@@ -476,10 +481,11 @@ func (r *registration) withdrawRestored(ctx context.Context) error {
 // withdraw revokes all leases of ours, and the key with them. Deleting the key instead would let a late put bring it
 // back, and would take away a successor's.
 func (r *registration) withdraw(ctx context.Context) error {
+	r.settled = false
 	r.leases.discard()
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)
 	}
-	r.seen, r.missing, r.conflict, r.contested, r.settled = entry{}, false, false, false, false
+	r.seen, r.missing, r.conflict, r.contested = entry{}, false, false, false
 	return nil
 }

@@ -27,8 +27,9 @@ var errSilent = errors.New("etcd is silent")
 type renewals struct {
 	link *link
 
-	mu  sync.Mutex
-	cur *renewalStream // nil before the first renewal
+	mu   sync.Mutex
+	cur  *renewalStream // nil before the first renewal
+	pace *backoff       // of streams that end before etcd has answered on them
 }
 
 // renewalStream is one stream, from its opening to its end.
@@ -37,12 +38,14 @@ type renewalStream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // holds one token when unsent has grown
+	delay  time.Duration // before it is opened
 
 	mu       sync.Mutex
 	ended    bool
 	unsent   []*renewRequest
 	unheard  []*renewRequest // sent; etcd answers in this order
-	answered time.Time
+	answered time.Time       // zero before the first answer
+	patience time.Duration   // the longest of those who have asked
 }
 
 // renewRequest is one request. Its outcome may be read once done is closed.
@@ -61,7 +64,7 @@ type renewRequest struct {
 // been silent for patience.
 func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time.Duration) (ttl, rev int64, err error) {
 	var ended error // why the last stream did
-	for retry := newBackoff(); ; {
+	for {
 		one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 		asked := time.Now()
 		stream := r.ask(one)
@@ -72,15 +75,13 @@ func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time
 		case !errors.Is(err, errStreamEnded):
 			return ttl, rev, err
 		}
-		if ended = err; !retry.wait(ctx) {
-			return 0, 0, ended
-		}
+		ended = err
 	}
 }
 
 // renewAlone renews over a stream that serves this one request.
 func (r *renewals) renewAlone(ctx context.Context, id clientv3.LeaseID) (ttl, rev int64, err error) {
-	stream := newRenewalStream(ctx, r.link)
+	stream := newRenewalStream(ctx, r.link, 0)
 	defer stream.cancel(nil)
 	one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 	stream.ask(one)
@@ -98,16 +99,25 @@ func (r *renewals) ask(one *renewRequest) *renewalStream {
 	if r.cur != nil && r.cur.ask(one) {
 		return r.cur
 	}
-	r.cur = newRenewalStream(r.link.left, r.link)
+	r.cur = newRenewalStream(r.link.left, r.link, r.delayLocked())
 	r.cur.ask(one)
 	go r.cur.run()
 	return r.cur
 }
 
-func newRenewalStream(ctx context.Context, l *link) *renewalStream {
+// delayLocked is what the next stream is put off by: nothing, unless etcd has ended the last one unheard.
+func (r *renewals) delayLocked() time.Duration {
+	if r.cur == nil || r.cur.wasAnswered() {
+		r.pace = newBackoff()
+		return 0
+	}
+	return r.pace.take()
+}
+
+func newRenewalStream(ctx context.Context, l *link, delay time.Duration) *renewalStream {
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	l.streams.Add(1)
-	return &renewalStream{link: l, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1)}
+	return &renewalStream{link: l, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), delay: delay}
 }
 
 // ask queues the request, and says no where the stream has ended.
@@ -126,7 +136,7 @@ func (s *renewalStream) ask(one *renewRequest) bool {
 }
 
 func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
-	late := time.NewTimer(patience)
+	late := time.NewTimer(s.share(patience))
 	defer late.Stop()
 	var silence <-chan struct{} // of all the link: another stream would be silent, too
 	for {
@@ -141,25 +151,40 @@ func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.
 		case <-late.C:
 			if silence = s.link.silence.now(); silence == nil {
 				s.endIfSilentSince(asked)
-				late.Reset(patience)
+				late.Reset(s.share(patience))
 			}
 		}
 	}
 }
 
+// share is the patience to have with the stream: the longest of those who have asked.
+func (s *renewalStream) share(patience time.Duration) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.patience = max(s.patience, patience)
+	return s.patience
+}
+
 // endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent.
 func (s *renewalStream) endIfSilentSince(since time.Time) {
 	s.mu.Lock()
-	silent := s.answered.Before(since)
+	silent := s.answered.Before(since) && time.Since(since) >= s.patience
 	s.mu.Unlock()
 	if silent {
 		s.cancel(errSilent)
 	}
 }
 
+func (s *renewalStream) wasAnswered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.answered.IsZero()
+}
+
 // run is the life of the stream.
 func (s *renewalStream) run() {
 	defer s.link.streams.Done()
+	pause(s.ctx, s.delay)
 	err := s.converse()
 	s.cancel(err)
 	s.end(plain(err))
@@ -242,7 +267,9 @@ func (s *renewalStream) end(err error) {
 	defer s.mu.Unlock()
 	s.ended = true
 	ended := errStreamEnded
-	if err != nil && !isDenied(err) { // a denial is that of one request
+	if isDenied(err) { // a denial is that of one request, and an answer
+		s.answered = time.Now()
+	} else if err != nil {
 		ended = fmt.Errorf("%w: %w", errStreamEnded, err)
 	}
 	for i, one := range append(s.unheard, s.unsent...) {

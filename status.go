@@ -44,7 +44,7 @@ var transitions = map[State][]State{
 	StatePublished:   {StateRegistering, StateConflict, StateWithdrawing},
 	StateConflict:    {StateRegistering, StatePublished, StateWithdrawing},
 	StateWithdrawing: {StatePaused, StateStopped, StateRegistering},
-	StatePaused:      {StateRegistering, StateIdle, StateStopped},
+	StatePaused:      {StateRegistering, StateWithdrawing, StateIdle, StateStopped},
 }
 
 // Status is a snapshot of a Publisher.
