@@ -11,7 +11,7 @@ const (
 	// backoffMost keeps the way back below a second where nothing tells that etcd is well again: a permission that was
 	// given back, an alarm that was disarmed. While etcd cannot be reached at all, a try waits for the connection, so
 	// that a short pause costs etcd nothing.
-	backoffMost = 800 * time.Millisecond
+	backoffMost = 600 * time.Millisecond
 )
 
 // backoff is the pause between tries: doubled each time, up to a bound, and jittered.

@@ -160,7 +160,17 @@ func isFinal(err error) bool {
 
 // isRefusal says whether etcd has answered that it did not, and will not, do what was asked.
 func isRefusal(err error) bool {
-	return isFinal(err) || errors.Is(err, rpctypes.ErrNoLeader) || errors.Is(err, rpctypes.ErrTooManyRequests)
+	return isFinal(err) || isNoLeader(err) || errors.Is(err, rpctypes.ErrTooManyRequests)
+}
+
+// isOfOneMember says whether another member may do what this one could not.
+func isOfOneMember(err error) bool {
+	return status.Code(err) == codes.Unimplemented || isNoLeader(err)
+}
+
+// isNoLeader says whether a member refused because it knows no leader.
+func isNoLeader(err error) bool {
+	return errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader)
 }
 
 // isTooLarge says whether a value is too large for etcd, or for gRPC before it.

@@ -166,7 +166,7 @@ func (f *fakeEtcd) removeLocked(key string) {
 func (f *fakeEtcd) tellLocked(key string) {
 	for w := range f.watches {
 		if w.key == key {
-			w.tell(f.keys[key])
+			w.tell(f.keys[key], f.rev)
 		}
 	}
 }
@@ -398,7 +398,7 @@ func (f *fakeEtcd) watch(key string, rev int64) *watcher {
 	}
 	f.watches[w] = struct{}{}
 	if now := f.keys[key]; now.rev >= rev || !now.exists() && f.rev >= rev {
-		w.tell(now)
+		w.tell(now, f.rev)
 	}
 	return w.watcher
 }

@@ -184,7 +184,8 @@ func (l *link) config(to *target, token string) (clientv3.Config, error) {
 	}
 	takeLimits(&config)
 	l.takeTLS(&config, load)
-	return config, l.takeAccount(&config, token)
+	err := l.takeAccount(&config, token)
+	return config, err
 }
 
 func (l *link) settings(to *target) clientv3.Config {
@@ -498,10 +499,15 @@ func (s *session) within(ctx context.Context, d time.Duration, wait func(context
 }
 
 // ask makes one request, and makes it again while there is no answer for longer than there should be one: a leader that
-// dies takes along what was sent to it, and etcd tells of that after 7 s.
+// dies takes along what was sent to it, and etcd tells of that after 7 s. Where one member cannot answer, the next is asked
+// at once: the balancer takes turns, so that a repair of two requests would meet the same two members each time.
 func ask[T any](ctx context.Context, s *session, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
-		answer, err = firstAnswer(ctx, l, max(askAgain, l.slowRoundTrip()), request)
+		again := max(askAgain, l.slowRoundTrip())
+		answer, err = firstAnswer(ctx, l, again, request)
+		if isOfOneMember(err) && len(l.client.Endpoints()) > 1 && l.connected() {
+			answer, err = firstAnswer(ctx, l, again, request)
+		}
 		return err
 	})
 	return answer, err

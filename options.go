@@ -174,8 +174,9 @@ func WithTLSConfig(config *tls.Config) PubOption {
 
 // WithClient uses the caller's own client, which the library never closes or changes. The endpoints given to
 // NewPublisher are not used then, and the client's settings are the caller's business: without WithConnectParams and
-// DialKeepAliveTime a return after an outage takes as long as the client's reconnect does, up to two minutes. Publishers
-// with the same client share their streams. Defaults to a client of the library's.
+// DialKeepAliveTime a return after an outage takes as long as the client's reconnect does, up to two minutes. Its
+// connection alone is used: what wraps its KV, Lease or Watcher, as a namespace does, is not. Publishers with the same
+// client share their streams. Defaults to a client of the library's.
 func WithClient(client *clientv3.Client) PubOption {
 	return func(p *Publisher) {
 		if client == nil {
@@ -186,8 +187,8 @@ func WithClient(client *clientv3.Client) PubOption {
 }
 
 // WithClientConfig lets tune have the last word on the settings of the library's client, before each dial: it may be
-// called again, from another goroutine, when a connection has to be replaced. Publishers given the same PubOption value
-// share a connection. Defaults to the settings that the README lists.
+// called again, from another goroutine, when a connection has to be replaced. RejectOldCluster is an error with an account.
+// Publishers given the same PubOption value share a connection. Defaults to the settings that the README lists.
 func WithClientConfig(tune func(*clientv3.Config)) PubOption {
 	tuning := &clientTuning{apply: tune}
 	return func(p *Publisher) {

@@ -39,7 +39,8 @@ var (
 )
 
 // A WithdrawError says that a key could not be withdrawn within the bound of the call. It is not renewed any more, and
-// the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL.
+// the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL. After a
+// KeepAlive that failed only the next KeepAlive tries it again.
 type WithdrawError struct {
 	// Key is the full key.
 	Key string
@@ -179,7 +180,8 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 
 // KeepAlive registers, and returns when the key is in etcd; from then on it is kept there in the background, until Stop.
 // While paused it returns nil, and Resume registers. When the first registration fails within the timeout, KeepAlive
-// returns why, leaves nothing behind, and may be called again. Bad input is reported whole, before anything is dialled.
+// returns why, leaves nothing behind, and may be called again; where etcd did not confirm in time that nothing is left, the
+// error wraps a *WithdrawError as well. Bad input is reported whole, before anything is dialled.
 func (p *Publisher) KeepAlive() error {
 	return p.KeepAliveContext(context.Background())
 }

@@ -662,6 +662,22 @@ func TestUpdateChangesTheValueUnderTheSameKeyAndLease(t *testing.T) {
 	srv.RequireLeases(t, 1)
 }
 
+func TestUpdateCostsNothingButItsPut(t *testing.T) {
+	t.Parallel()
+	srv := quickEtcd(t)
+	p := published(t, srv.Endpoints())
+	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers() == 1 })
+	before := srv.Requests()
+	for i := range 20 {
+		require.NoError(t, p.Update(t.Context(), strconv.Itoa(i)))
+	}
+	after := srv.Requests()
+	require.Equal(t, 20, after["Txn"]-before["Txn"])
+	for _, other := range []string{"Watch", "Watch.msg", "Range", "Put", "LeaseGrant"} {
+		require.Equal(t, before[other], after[other], other)
+	}
+}
+
 func TestUpdateToTheSameValueWritesNothing(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)

@@ -62,6 +62,11 @@ type registration struct {
 	conflict, contested bool
 	// taken is when the key was taken back from another instance of late.
 	taken []time.Time
+	// watch is of the key named watched, nil where there is none. rewatched says that a member has refused it, and that the
+	// next one was asked.
+	watch     *watcher
+	watched   string
+	rewatched bool
 
 	// puts counts the writes of a key that was missing or wrong.
 	puts int
@@ -297,11 +302,32 @@ func (r *registration) mayTakeBack() bool {
 	return len(r.taken) < takeBacks || time.Since(r.taken[len(r.taken)-takeBacks]) > takeBackWindow
 }
 
-// hold keeps the lease renewed and watches the key, until ctx is done or there is a doubt, which it returns.
-func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error {
-	r.settled = false
-	watch := r.etcd.watch(r.key, r.rev+1)
-	defer watch.cancel()
+// watchKey watches the key, from what was read or written last. A watch that there is goes on.
+func (r *registration) watchKey() *watcher {
+	if r.watch == nil || r.watched != r.key {
+		r.unwatch()
+		r.watch, r.watched = r.etcd.watch(r.key, r.rev+1), r.key
+	}
+	return r.watch
+}
+
+func (r *registration) unwatch() {
+	if r.watch != nil {
+		r.watch.cancel()
+		r.watch = nil
+	}
+}
+
+// hold keeps the lease renewed and watches the key, until ctx is done or there is a doubt, which it returns. A watch
+// outlives the doubt whether the value is the latest.
+func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt error) {
+	r.settled, r.rewatched = false, false
+	news := r.watchKey().signal
+	defer func() {
+		if !errors.Is(doubt, errValueUpdated) {
+			r.unwatch()
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	var answer <-chan renewal         // nil where none is awaited
 	var found <-chan look             // the same
@@ -318,7 +344,6 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			<-found
 		}
 	}()
-	news := watch.signal
 	due := time.NewTimer(time.Until(r.leases.held.renewal))
 	defer due.Stop()
 	check := time.NewTimer(r.untilCheck())
@@ -339,11 +364,11 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error 
 			}
 			check.Reset(r.untilCheck())
 		case <-news:
-			unwatchable, doubt := r.hear(watch)
+			unwatchable, doubt := r.hear()
 			if doubt != nil {
 				return doubt
 			}
-			if unwatchable {
+			if news = r.watch.signal; unwatchable {
 				news = nil
 			}
 			if found == nil {
@@ -420,22 +445,28 @@ func (r *registration) renewed(one renewal) error {
 }
 
 // hear takes what the watch has to tell: nothing of interest, a doubt, or that the account may not watch.
-func (r *registration) hear(watch *watcher) (unwatchable bool, doubt error) {
-	now, held, news, err := watch.take()
-	if news {
-		r.seen, r.rev = now, max(r.rev, now.rev)
-		r.contested = r.contested || r.isOfAnother(held)
+func (r *registration) hear() (unwatchable bool, doubt error) {
+	last, news, err := r.watch.take()
+	if news && last.rev > r.rev { // not from before what was read or written last
+		r.seen, r.rev = last.now, last.rev
+		r.contested = r.contested || r.isOfAnother(last.held)
 		if doubt := r.doubtSeen(); doubt != nil {
 			return false, doubt
 		}
 	}
-	if isDenied(err) {
+	switch {
+	case err == nil:
+		return false, nil
+	case isDenied(err):
 		return true, nil
-	}
-	if err != nil {
+	case isOfOneMember(err) && !r.rewatched:
+		r.rewatched = true
+		r.unwatch()
+		r.watchKey()
+		return false, nil
+	default:
 		return false, r.failed("watch", err)
 	}
-	return false, nil
 }
 
 // doubtSeen is the doubt in what the watch has told: none where the key is right, or is to be left to another instance.
@@ -482,6 +513,7 @@ func (r *registration) withdrawRestored(ctx context.Context) error {
 // back, and would take away a successor's.
 func (r *registration) withdraw(ctx context.Context) error {
 	r.settled = false
+	r.unwatch()
 	r.leases.discard()
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)

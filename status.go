@@ -57,14 +57,17 @@ type Status struct {
 	Key string
 	// Value is the latest value asked for.
 	Value string
-	// Lease is the lease that the key is put with, zero where there is none.
+	// Lease is the lease that the key is put with, zero where there is none. In StateConflict it is kept for the time when
+	// the key is free.
 	Lease clientv3.LeaseID
 	// TTL is what etcd granted, which may be more than was asked for.
 	TTL time.Duration
 	// Until is when the lease ends without a further renewal, by the clock of this process: until then the key is
-	// certain to be there, or, in StateWithdrawing, not certain to be gone. Zero where there is no lease.
+	// certain to be there, or, in StateWithdrawing, not certain to be gone. Zero where there is no lease. In StateConflict
+	// it tells of the lease alone.
 	Until time.Time
-	// Registrations counts how often the key was put into etcd where it was missing or wrong.
+	// Registrations counts how often the key was put into etcd where it was missing or wrong, or, for an account that may
+	// not read it, might have been.
 	Registrations int
 	// Err is the last failure, nil once the state asked for was reached.
 	Err error

@@ -20,31 +20,36 @@ type watcher struct {
 	cancel func()        // tells whoever feeds the watcher that nobody listens any more
 
 	mu   sync.Mutex
-	last entry
-	held clientv3.LeaseID // the lease of the last put
+	last change
 	news bool
 	err  error
+}
+
+// change is the last one of a key.
+type change struct {
+	now  entry
+	rev  int64            // of the change, also where the key is not there any more
+	held clientv3.LeaseID // the lease of the last put
 }
 
 func newWatcher(cancel func()) *watcher {
 	return &watcher{signal: make(chan struct{}, 1), cancel: cancel}
 }
 
-// take returns the state of the key after the last change, if there was one since the last take, the lease of the last put,
-// and why the watcher has ended, if it has.
-func (w *watcher) take() (now entry, held clientv3.LeaseID, news bool, err error) {
+// take returns the last change, if there was one since the last take, and why the watcher has ended, if it has.
+func (w *watcher) take() (last change, news bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	now, held, news, err = w.last, w.held, w.news, w.err
+	last, news, err = w.last, w.news, w.err
 	w.news = false
-	return now, held, news, err
+	return last, news, err
 }
 
-func (w *watcher) tell(now entry) {
+func (w *watcher) tell(now entry, rev int64) {
 	w.mu.Lock()
-	w.last, w.news = now, true
+	w.last.now, w.last.rev, w.news = now, rev, true
 	if now.exists() {
-		w.held = now.lease
+		w.last.held = now.lease
 	}
 	w.mu.Unlock()
 	w.ring()
@@ -247,7 +252,7 @@ func (s *watchStream) hear(response *pb.WatchResponse) error {
 		return nil
 	}
 	for _, event := range response.GetEvents() {
-		w.tell(entryAfter(event))
+		w.tell(entryAfter(event), event.GetKv().GetModRevision())
 	}
 	return nil
 }
