@@ -28,8 +28,9 @@ type etcd interface {
 	// put on them: what was asked for without an answer.
 	grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, granted int64, strays []clientv3.LeaseID, err error)
 	// renew returns the TTL in seconds that the lease has again and etcd's revision, or rpctypes.ErrLeaseNotFound.
-	// alone keeps the request off the stream that all leases share.
-	renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error)
+	// alone keeps the request off the streams that all leases share. An answer may take as long as within, and as any
+	// other may.
+	renew(ctx context.Context, id clientv3.LeaseID, alone bool, within time.Duration) (ttl, rev int64, err error)
 	// revoke ends the lease; one that does not exist is no error.
 	revoke(ctx context.Context, id clientv3.LeaseID) error
 	// get reads the key, linearizably, and etcd's revision.

@@ -232,7 +232,11 @@ func (f *fakeEtcd) do(ctx context.Context, op string, apply func() error) error 
 
 // doUnless makes a call meet its trouble, unless it is outdated when there is a connection to send it on.
 func (f *fakeEtcd) doUnless(ctx context.Context, op string, outdated func() bool, apply func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, fakeCall)
+	return f.doWithin(ctx, op, fakeCall, outdated, apply)
+}
+
+func (f *fakeEtcd) doWithin(ctx context.Context, op string, d time.Duration, outdated func() bool, apply func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	f.mu.Lock()
 	f.calls = append(f.calls, fakeRequest{time.Now(), op})
@@ -320,8 +324,8 @@ func (f *fakeEtcd) grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int6
 	}
 }
 
-func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool) (ttl, rev int64, err error) {
-	err = f.do(ctx, "renew", func() error {
+func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool, within time.Duration) (ttl, rev int64, err error) {
+	err = f.doWithin(ctx, "renew", max(fakeCall, within), func() bool { return false }, func() error {
 		l := f.leases[id]
 		if l == nil {
 			return rpctypes.ErrLeaseNotFound

@@ -117,18 +117,19 @@ type renewal struct {
 
 // renew renews the lease held.
 func (ls *leases) renew(ctx context.Context) error {
-	return ls.take(<-ls.ask(ctx))
+	return ls.take(<-ls.ask(ctx, 0))
 }
 
-// ask asks for a renewal of the lease held. The answer comes when etcd has given it, or when ctx is done.
-func (ls *leases) ask(ctx context.Context) <-chan renewal {
+// ask asks for a renewal of the lease held. The answer comes when etcd has given it, or when ctx is done. It may take as
+// long as within, and as any other may.
+func (ls *leases) ask(ctx context.Context, within time.Duration) <-chan renewal {
 	answer := make(chan renewal, 1)
 	id, denied := ls.held.id, ls.held.denied
 	go func() {
 		err := ls.etcd.ready(ctx)
 		one := renewal{asked: time.Now(), err: err, unsent: err != nil}
 		if err == nil {
-			one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied)
+			one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied, within)
 		}
 		answer <- one
 	}()

@@ -63,6 +63,7 @@ type link struct {
 
 	roundTrip atomic.Int64              // of late, in nanoseconds
 	answered  atomic.Pointer[time.Time] // when etcd last answered anything
+	overtaken atomic.Pointer[time.Time] // when the last request was made that etcd has answered
 
 	connecting sharedWait
 	cause      sharedCause
@@ -318,6 +319,22 @@ func (l *link) noteAnswer() {
 	l.silence.end()
 }
 
+// noteOvertaken takes when a request was made that etcd has answered.
+func (l *link) noteOvertaken(began time.Time) {
+	for last := l.overtaken.Load(); last == nil || last.Before(began); last = l.overtaken.Load() {
+		if l.overtaken.CompareAndSwap(last, &began) {
+			return
+		}
+	}
+}
+
+// isQueue says whether etcd has been answering since a request was made, but nothing that was made later than it by
+// margin: then the request waits for its turn, and to make it again would only make the queue longer.
+func (l *link) isQueue(began time.Time, margin time.Duration) bool {
+	overtaken := l.overtaken.Load()
+	return !l.silentSince(began) && (overtaken == nil || overtaken.Before(began.Add(margin)))
+}
+
 // silentSince says whether etcd has answered nothing over the link since.
 func (l *link) silentSince(since time.Time) bool {
 	answered := l.answered.Load()
@@ -472,8 +489,8 @@ var _ etcd = (*session)(nil)
 // registration has none for a second try.
 type wholeBound struct{}
 
-// do makes one request, over the next link where the conn moves on meanwhile.
-func (s *session) do(ctx context.Context, request func(context.Context, *link) error) error {
+// do makes one request within d, over the next link where the conn moves on meanwhile.
+func (s *session) do(ctx context.Context, d time.Duration, request func(context.Context, *link) error) error {
 	ctx = clientv3.WithRequireLeader(ctx)
 	if ctx.Value(wholeBound{}) != nil {
 		return plain(s.conn.do(ctx, s.patienceOn, request))
@@ -481,7 +498,7 @@ func (s *session) do(ctx context.Context, request func(context.Context, *link) e
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
-	_, err := s.within(ctx, s.call, func(ctx context.Context) error {
+	_, err := s.within(ctx, d, func(ctx context.Context) error {
 		return plain(s.conn.do(ctx, s.patienceOn, request))
 	})
 	return err
@@ -502,19 +519,31 @@ func (s *session) within(ctx context.Context, d time.Duration, wait func(context
 // dies takes along what was sent to it, and etcd tells of that after 7 s. Where one member cannot answer, the next is asked
 // at once: the balancer takes turns, so that a repair of two requests would meet the same two members each time.
 func ask[T any](ctx context.Context, s *session, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
-		again := max(askAgain, l.slowRoundTrip())
-		answer, err = firstAnswer(ctx, l, again, request)
+	again := func(l *link) time.Duration { return max(askAgain, l.slowRoundTrip()) }
+	return askWithin(ctx, s, s.call, again, func(ctx context.Context, l *link) (T, error) {
+		began, connected := time.Now(), l.connected()
+		answer, err := request(ctx, l)
+		if err == nil && connected {
+			l.noteRoundTrip(time.Since(began))
+		}
+		return answer, err
+	})
+}
+
+// askWithin is ask with a bound of its own and with what is too long for an answer.
+func askWithin[T any](ctx context.Context, s *session, d time.Duration, again func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	err = s.do(ctx, d, func(ctx context.Context, l *link) (err error) {
+		answer, err = firstAnswer(ctx, l, again(l), request)
 		if isOfOneMember(err) && len(l.client.Endpoints()) > 1 && l.connected() {
-			answer, err = firstAnswer(ctx, l, again, request)
+			answer, err = firstAnswer(ctx, l, again(l), request)
 		}
 		return err
 	})
 	return answer, err
 }
 
-// firstAnswer makes a request, and makes it again when again has passed, twice again, four times again and so on. It
-// returns what is answered first.
+// firstAnswer makes a request, and makes it again when again has passed, twice again, four times again and so on, unless
+// it seems to wait for its turn. It returns what is answered first.
 func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -524,19 +553,18 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 	}
 	first := make(chan outcome, 1)
 	try := func() {
-		began, connected := time.Now(), l.connected()
+		began := time.Now()
 		answer, err := request(ctx, l)
 		if err == nil {
 			l.noteAnswer()
-		}
-		if err == nil && connected {
-			l.noteRoundTrip(time.Since(began))
+			l.noteOvertaken(began)
 		}
 		select {
 		case first <- outcome{answer, err}:
 		default:
 		}
 	}
+	began := time.Now()
 	l.calls.Go(try)
 	for passed := time.Duration(0); ; {
 		pause := max(again, passed)
@@ -545,7 +573,7 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 			return one.answer, one.err
 		case <-time.After(pause):
 			passed += pause
-			if ctx.Err() == nil && l.connected() && !l.account.isAsking() {
+			if ctx.Err() == nil && l.connected() && l.silence.now() == nil && !l.account.isAsking() && !l.isQueue(began, again/2) {
 				l.calls.Go(try)
 			}
 		}
@@ -680,17 +708,18 @@ func (t *grantTries) end() []clientv3.LeaseID {
 	return slices.Clone(t.ids)
 }
 
-func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool) (ttl, rev int64, err error) {
-	err = s.do(ctx, func(ctx context.Context, l *link) (err error) {
+func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool, within time.Duration) (ttl, rev int64, err error) {
+	type answer struct{ ttl, rev int64 }
+	found, err := askWithin(ctx, s, max(s.call, within), s.patienceOn, func(ctx context.Context, l *link) (one answer, err error) {
 		if alone {
-			ttl, rev, err = l.renewals.renewAlone(ctx, id)
+			one.ttl, one.rev, err = l.renewals.renewAlone(ctx, id)
 		} else {
 			defer l.account.suspect(ctx, l.account.inUse())()
-			ttl, rev, err = l.renewals.renew(ctx, id, s.patienceOn(l))
+			one.ttl, one.rev, err = l.renewals.renew(ctx, id)
 		}
-		return err
+		return one, err
 	})
-	return ttl, rev, err
+	return found.ttl, found.rev, err
 }
 
 func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {

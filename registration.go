@@ -375,7 +375,8 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt
 				check.Reset(r.untilCheck())
 			}
 		case <-due.C:
-			answer = r.leases.ask(ctx)
+			// While the lease lives, a slow answer is no reason for doubt.
+			answer = r.leases.ask(ctx, time.Until(r.leases.held.until))
 		case one := <-answer:
 			answer = nil
 			if doubt := r.renewed(one); doubt != nil {

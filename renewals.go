@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,10 +17,18 @@ import (
 // errStreamEnded tells a request that its stream ended for a reason that is not its own.
 var errStreamEnded = errors.New("the stream ended")
 
-// errSilent ends a stream on which etcd has stopped answering.
+// errSilent tells a request that it waits for an etcd that answers nothing.
 var errSilent = errors.New("etcd is silent")
 
-// renewals renews all leases of a link over one stream.
+const (
+	// A stream on which a request has no answer for busyAfter is not given another: etcd answers one after the other on
+	// each. Where round trips of late were as slow as that, one request is enough.
+	busyAfter = 250 * time.Millisecond
+	// renewalStreams is how many there are at most.
+	renewalStreams = 8
+)
+
+// renewals renews all leases of a link: over one stream while etcd is quick, over several while it is slow.
 //
 // The client's own Lease.KeepAlive gives no reason when its channel closes, tells of silence after a whole TTL only, and
 // lets one lease whose renewal is denied starve its neighbours: etcd answers a denial by ending the stream. Here etcd's
@@ -27,9 +36,10 @@ var errSilent = errors.New("etcd is silent")
 type renewals struct {
 	link *link
 
-	mu   sync.Mutex
-	cur  *renewalStream // nil before the first renewal
-	pace *backoff       // of streams that end before etcd has answered on them
+	mu      sync.Mutex
+	streams []*renewalStream // those that have not ended, and maybe some that have
+	unheard bool             // whether the last one that ended did so before etcd had answered on it
+	pace    *backoff         // of streams after such a one
 }
 
 // renewalStream is one stream, from its opening to its end.
@@ -44,8 +54,7 @@ type renewalStream struct {
 	ended    bool
 	unsent   []*renewRequest
 	unheard  []*renewRequest // sent; etcd answers in this order
-	answered time.Time       // zero before the first answer
-	patience time.Duration   // the longest of those who have asked
+	answered bool            // whether etcd has answered anything
 }
 
 // renewRequest is one request. Its outcome may be read once done is closed.
@@ -60,15 +69,13 @@ type renewRequest struct {
 	err  error
 }
 
-// renew asks for one renewal over the shared stream and waits for the answer, over the next stream where one ends or has
-// been silent for patience.
-func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID, patience time.Duration) (ttl, rev int64, err error) {
+// renew asks for one renewal over a shared stream and waits for the answer, over the next stream where one ends.
+func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID) (ttl, rev int64, err error) {
 	var ended error // why the last stream did
 	for {
 		one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
-		asked := time.Now()
-		stream := r.ask(one)
-		ttl, rev, err = stream.await(one, asked, patience)
+		r.ask(one)
+		ttl, rev, err = one.await()
 		switch {
 		case err != nil && err == ctx.Err() && ended != nil: //nolint:errorlint // await returns it as it stands
 			return 0, 0, ended
@@ -86,38 +93,85 @@ func (r *renewals) renewAlone(ctx context.Context, id clientv3.LeaseID) (ttl, re
 	one := &renewRequest{ctx: ctx, id: id, done: make(chan struct{})}
 	stream.ask(one)
 	go stream.run()
-	return stream.await(one, time.Now(), noPatience)
+	return one.await()
 }
 
-// noPatience is longer than any call.
-const noPatience = time.Hour
-
-// ask hands the request to the stream of now, a new one where there is none.
-func (r *renewals) ask(one *renewRequest) *renewalStream {
+// ask hands the request to the first stream that is not busy, to a new one where all are, or else to the one with the
+// least to do. Those behind the first that have nothing to do are ended.
+func (r *renewals) ask(one *renewRequest) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cur != nil && r.cur.ask(one) {
-		return r.cur
+	r.streams = slices.DeleteFunc(r.streams, r.hasEndedLocked)
+	slow := r.link.slowRoundTrip() > busyAfter
+	asked := false
+	for _, stream := range r.streams {
+		if asked {
+			stream.endIfIdle()
+		} else {
+			asked = !stream.isBusy(slow) && stream.ask(one)
+		}
 	}
-	r.cur = newRenewalStream(r.link.left, r.link, r.delayLocked())
-	r.cur.ask(one)
-	go r.cur.run()
-	return r.cur
+	if !asked && len(r.streams) == renewalStreams {
+		asked = slices.MinFunc(r.streams, func(a, b *renewalStream) int { return a.load() - b.load() }).ask(one)
+	}
+	if !asked {
+		r.openLocked().ask(one)
+	}
 }
 
-// delayLocked is what the next stream is put off by: nothing, unless etcd has ended the last one unheard.
-func (r *renewals) delayLocked() time.Duration {
-	if r.cur == nil || r.cur.wasAnswered() {
-		r.pace = newBackoff()
-		return 0
+func (r *renewals) hasEndedLocked(stream *renewalStream) bool {
+	stream.mu.Lock()
+	defer stream.mu.Unlock()
+	if stream.ended {
+		r.unheard = !stream.answered
 	}
-	return r.pace.take()
+	return stream.ended
+}
+
+// openLocked opens a stream, put off where the last one has ended unheard.
+func (r *renewals) openLocked() *renewalStream {
+	var delay time.Duration
+	if r.unheard && len(r.streams) == 0 {
+		delay = r.pace.take()
+	} else {
+		r.pace = newBackoff()
+	}
+	stream := newRenewalStream(r.link.left, r.link, delay)
+	r.streams = append(r.streams, stream)
+	go stream.run()
+	return stream
 }
 
 func newRenewalStream(ctx context.Context, l *link, delay time.Duration) *renewalStream {
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	l.streams.Add(1)
 	return &renewalStream{link: l, ctx: ctx, cancel: cancel, wake: make(chan struct{}, 1), delay: delay}
+}
+
+// isBusy says whether there is a request without an answer, and for long, unless etcd is slow.
+func (s *renewalStream) isBusy(slow bool) bool {
+	if slow {
+		return s.load() > 0
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unheard) > 0 && time.Since(s.unheard[0].sent) > busyAfter
+}
+
+// load is how many requests have no answer.
+func (s *renewalStream) load() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unsent) + len(s.unheard)
+}
+
+func (s *renewalStream) endIfIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.unsent)+len(s.unheard) == 0 {
+		s.ended = true
+		s.cancel(nil)
+	}
 }
 
 // ask queues the request, and says no where the stream has ended.
@@ -135,50 +189,14 @@ func (s *renewalStream) ask(one *renewRequest) bool {
 	return true
 }
 
-func (s *renewalStream) await(one *renewRequest, asked time.Time, patience time.Duration) (ttl, rev int64, err error) {
-	late := time.NewTimer(s.share(patience))
-	defer late.Stop()
-	var silence <-chan struct{} // of all the link: another stream would be silent, too
-	for {
-		select {
-		case <-one.done:
-			return one.ttl, one.rev, one.err
-		case <-one.ctx.Done():
-			return 0, 0, one.ctx.Err()
-		case <-silence:
-			silence = nil
-			late.Reset(lookEvery)
-		case <-late.C:
-			if silence = s.link.silence.now(); silence == nil {
-				s.endIfSilentSince(asked)
-				late.Reset(s.share(patience))
-			}
-		}
+// await waits for the outcome.
+func (one *renewRequest) await() (ttl, rev int64, err error) {
+	select {
+	case <-one.done:
+		return one.ttl, one.rev, one.err
+	case <-one.ctx.Done():
+		return 0, 0, one.ctx.Err()
 	}
-}
-
-// share is the patience to have with the stream: the longest of those who have asked.
-func (s *renewalStream) share(patience time.Duration) time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.patience = max(s.patience, patience)
-	return s.patience
-}
-
-// endIfSilentSince ends the stream unless etcd has answered anything on it since: then it is slow, not silent.
-func (s *renewalStream) endIfSilentSince(since time.Time) {
-	s.mu.Lock()
-	silent := s.answered.Before(since) && time.Since(since) >= s.patience
-	s.mu.Unlock()
-	if silent {
-		s.cancel(errSilent)
-	}
-}
-
-func (s *renewalStream) wasAnswered() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.answered.IsZero()
 }
 
 // run is the life of the stream.
@@ -246,7 +264,7 @@ func (s *renewalStream) next() *renewRequest {
 func (s *renewalStream) hear(answer *pb.LeaseKeepAliveResponse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.answered = time.Now()
+	s.answered = true
 	s.link.noteAnswer()
 	if len(s.unheard) == 0 {
 		return
@@ -268,7 +286,7 @@ func (s *renewalStream) end(err error) {
 	s.ended = true
 	ended := errStreamEnded
 	if isDenied(err) { // a denial is that of one request, and an answer
-		s.answered = time.Now()
+		s.answered = true
 	} else if err != nil {
 		ended = fmt.Errorf("%w: %w", errStreamEnded, err)
 	}
