@@ -26,7 +26,7 @@ type stallingEtcd struct {
 
 func startStallingEtcd(t *testing.T, stall time.Duration) (etcd *stallingEtcd, endpoint string) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	etcd = &stallingEtcd{stall: stall}
 	server := grpc.NewServer()
