@@ -167,12 +167,13 @@ type fleet struct {
 	pubs  []*discov.Publisher
 	lines *lines
 	first time.Duration // that it took to register them all
+	meter *meter
 }
 
 // registerFleet registers all at once.
 func registerFleet(t *testing.T, etcd *etcdtest.Server, endpoints []string, opts ...discov.PubOption) *fleet {
 	t.Helper()
-	f := &fleet{lines: &lines{}}
+	f := &fleet{lines: &lines{}, meter: newMeter(t)}
 	opts = append(opts, discov.WithLogger(slog.New(f.lines)))
 	for i := range fleetSize {
 		f.pubs = append(f.pubs, unstarted(t, endpoints, "fleet", append([]discov.PubOption{discov.WithId(int64(i + 1))}, opts...)...))
@@ -243,7 +244,7 @@ func (f *fleet) requireBack(t *testing.T, etcd *etcdtest.Server, what string, si
 		what, fleetSize, took.Round(time.Millisecond), f.first.Round(time.Millisecond), serious, all,
 		now["Authenticate"]-before["Authenticate"], now["LeaseGrant"]-before["LeaseGrant"], now["Put"]-before["Put"],
 		now["Txn"]-before["Txn"], now["Range"]-before["Range"], now["Watch.create"]-before["Watch.create"])
-	assert.LessOrEqual(t, took, within, "%s: too slow", what)
+	assert.LessOrEqual(t, took, within+f.meter.allowance(since, since.Add(took)), "%s: too slow", what)
 	assert.LessOrEqual(t, serious, 100, "%s: an error storm in the log: %s", what, strings.Join(first, "\n"))
 	assert.LessOrEqual(t, now["Authenticate"]-before["Authenticate"], 3, "%s: more than one authentication burst", what)
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return etcd.Leases(t) == fleetSize }, "%s: leases", what)
