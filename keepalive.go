@@ -394,6 +394,9 @@ func (p *Publisher) withdrawing(r *registration, err error) {
 	if p.withdrawn {
 		return
 	}
+	if p.status.State == StateIdle {
+		p.enterLocked(StateRegistering, nil) // which was about to begin
+	}
 	p.status.Until = r.leases.gone()
 	p.enterLocked(StateWithdrawing, err)
 }

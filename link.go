@@ -328,11 +328,13 @@ func (l *link) noteOvertaken(began time.Time) {
 	}
 }
 
-// isQueue says whether etcd has been answering since a request was made, but nothing that was made later than it by
-// margin: then the request waits for its turn, and to make it again would only make the queue longer.
-func (l *link) isQueue(began time.Time, margin time.Duration) bool {
+// isQueue says whether etcd goes on answering, but nothing that was made later than a request by half of d: then the
+// request waits for its turn, and to make it again would only make the queue longer. It goes on where it has answered
+// within d.
+func (l *link) isQueue(began time.Time, d time.Duration) bool {
 	overtaken := l.overtaken.Load()
-	return !l.silentSince(began) && (overtaken == nil || overtaken.Before(began.Add(margin)))
+	isInOrder := overtaken == nil || overtaken.Before(began.Add(d/2))
+	return isInOrder && !l.silentSince(began) && !l.silentSince(time.Now().Add(-d))
 }
 
 // silentSince says whether etcd has answered nothing over the link since.
@@ -519,8 +521,7 @@ func (s *session) within(ctx context.Context, d time.Duration, wait func(context
 // dies takes along what was sent to it, and etcd tells of that after 7 s. Where one member cannot answer, the next is asked
 // at once: the balancer takes turns, so that a repair of two requests would meet the same two members each time.
 func ask[T any](ctx context.Context, s *session, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	again := func(l *link) time.Duration { return max(askAgain, l.slowRoundTrip()) }
-	return askWithin(ctx, s, s.call, again, func(ctx context.Context, l *link) (T, error) {
+	return askWithin(ctx, s, s.call, func(ctx context.Context, l *link) (T, error) {
 		began, connected := time.Now(), l.connected()
 		answer, err := request(ctx, l)
 		if err == nil && connected {
@@ -530,12 +531,13 @@ func ask[T any](ctx context.Context, s *session, request func(context.Context, *
 	})
 }
 
-// askWithin is ask with a bound of its own and with what is too long for an answer.
-func askWithin[T any](ctx context.Context, s *session, d time.Duration, again func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+// askWithin is ask with a bound of its own, for a request that notes its round trip.
+func askWithin[T any](ctx context.Context, s *session, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	err = s.do(ctx, d, func(ctx context.Context, l *link) (err error) {
-		answer, err = firstAnswer(ctx, l, again(l), request)
-		if isOfOneMember(err) && len(l.client.Endpoints()) > 1 && l.connected() {
-			answer, err = firstAnswer(ctx, l, again(l), request)
+		again := max(askAgain, l.slowRoundTrip())
+		answer, err = firstAnswer(ctx, l, again, request)
+		if isOfOneMember(err) && ctx.Err() == nil && len(l.client.Endpoints()) > 1 && l.connected() {
+			answer, err = firstAnswer(ctx, l, again, request)
 		}
 		return err
 	})
@@ -573,7 +575,7 @@ func firstAnswer[T any](ctx context.Context, l *link, again time.Duration, reque
 			return one.answer, one.err
 		case <-time.After(pause):
 			passed += pause
-			if ctx.Err() == nil && l.connected() && l.silence.now() == nil && !l.account.isAsking() && !l.isQueue(began, again/2) {
+			if ctx.Err() == nil && l.connected() && l.silence.now() == nil && !l.account.isAsking() && !l.isQueue(began, again) {
 				l.calls.Go(try)
 			}
 		}
@@ -664,7 +666,8 @@ func (s *session) grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, gr
 			defer cancel()
 		}
 		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
-		if isRefusal(plain(err)) {
+		// That its disk is full, etcd may find out once it has granted.
+		if e := plain(err); isRefusal(e) && !errors.Is(e, rpctypes.ErrNoSpace) {
 			tries.drop(id)
 		}
 		return response, err
@@ -710,7 +713,7 @@ func (t *grantTries) end() []clientv3.LeaseID {
 
 func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool, within time.Duration) (ttl, rev int64, err error) {
 	type answer struct{ ttl, rev int64 }
-	found, err := askWithin(ctx, s, max(s.call, within), s.patienceOn, func(ctx context.Context, l *link) (one answer, err error) {
+	found, err := askWithin(ctx, s, max(s.call, within), func(ctx context.Context, l *link) (one answer, err error) {
 		if alone {
 			one.ttl, one.rev, err = l.renewals.renewAlone(ctx, id)
 		} else {

@@ -453,6 +453,29 @@ func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
 	})
 }
 
+func TestPauseWhileTheNextKeepAliveConnectsTakesDrawnWays(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		events := &eventLog{}
+		p := f.leftKey()
+		p.teller = newTeller(events.observe, p.opts.logger)
+		require.Error(t, p.KeepAlive())
+		connect := p.connect
+		p.connect = func() (etcd, func(), error) {
+			time.Sleep(time.Second)
+			return connect()
+		}
+		go func() { _ = p.KeepAlive() }()
+		settle(time.Millisecond)
+		f.meets(func(string) trouble { return trouble{} })
+		require.NoError(t, p.PauseContext(t.Context()))
+		require.False(t, f.at(fakeKey).exists())
+		p.Stop()
+		synctest.Wait()
+		events.requireDrawn(t)
+	})
+}
+
 func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

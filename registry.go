@@ -18,7 +18,8 @@ const (
 	// acquittal is how long a connection that answered is not put in doubt again.
 	acquittal = 2 * time.Second
 	// headStart is how much later than its spare a connection in doubt that is not silent may answer and be kept: to move
-	// costs all that is under way, which an etcd with too much to do cannot afford.
+	// costs all that is under way, which an etcd with too much to do cannot afford. A silent one has as long as the spare
+	// took, if that is less.
 	headStart = 500 * time.Millisecond
 	// loginHeadStart is how many times as long as its spare took a connection may take that has a login under way, which
 	// would have to be made again: an etcd with many logins is slow for everybody.
@@ -344,13 +345,14 @@ func (c *conn) firstToAnswer(l *link, well <-chan struct{}, answered <-chan *lin
 		case <-well:
 			return l
 		case spare := <-answered:
+			took := time.Since(began)
 			switch {
 			case l.account.isAsking() && l.connected():
-				return c.afterHeadStart(l, well, spare, max(headStart, loginHeadStart*time.Since(began)))
+				return c.afterHeadStart(l, well, spare, max(headStart, loginHeadStart*took))
 			case !l.silentSince(began):
 				return c.afterHeadStart(l, well, spare, headStart)
 			default:
-				return spare
+				return c.afterHeadStart(l, well, spare, min(headStart, took))
 			}
 		case <-stalled:
 			return nil
@@ -386,6 +388,7 @@ func (c *conn) afterHeadStart(l *link, well <-chan struct{}, spare *link, start 
 func (c *conn) moveTo(spare *link) {
 	c.mu.Lock()
 	old := c.cur
+	spare.noteRoundTrip(time.Duration(old.roundTrip.Load()))
 	c.cur, c.examining = spare, false
 	c.mu.Unlock()
 	old.leave()

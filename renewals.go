@@ -23,7 +23,7 @@ var errSilent = errors.New("etcd is silent")
 const (
 	// A stream on which a request has no answer for busyAfter is not given another: etcd answers one after the other on
 	// each. Where round trips of late were as slow as that, one request is enough.
-	busyAfter = 250 * time.Millisecond
+	busyAfter = 100 * time.Millisecond
 	// renewalStreams is how many there are at most.
 	renewalStreams = 8
 )
@@ -115,7 +115,7 @@ func (r *renewals) ask(one *renewRequest) {
 		asked = slices.MinFunc(r.streams, func(a, b *renewalStream) int { return a.load() - b.load() }).ask(one)
 	}
 	if !asked {
-		r.openLocked().ask(one)
+		r.openLocked(one)
 	}
 }
 
@@ -128,18 +128,25 @@ func (r *renewals) hasEndedLocked(stream *renewalStream) bool {
 	return stream.ended
 }
 
-// openLocked opens a stream, put off where the last one has ended unheard.
-func (r *renewals) openLocked() *renewalStream {
+// openLocked opens a stream for the request, put off where the last one has ended unheard and no other has been heard.
+func (r *renewals) openLocked(one *renewRequest) {
 	var delay time.Duration
-	if r.unheard && len(r.streams) == 0 {
-		delay = r.pace.take()
-	} else {
+	switch {
+	case !r.unheard:
 		r.pace = newBackoff()
+	case !slices.ContainsFunc(r.streams, (*renewalStream).hasAnswered):
+		delay = r.pace.take()
 	}
 	stream := newRenewalStream(r.link.left, r.link, delay)
 	r.streams = append(r.streams, stream)
+	stream.ask(one)
 	go stream.run()
-	return stream
+}
+
+func (s *renewalStream) hasAnswered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.answered
 }
 
 func newRenewalStream(ctx context.Context, l *link, delay time.Duration) *renewalStream {
