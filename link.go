@@ -437,15 +437,17 @@ func (l *link) ask(ctx context.Context, n int) bool {
 	return false
 }
 
-// askWithin asks one thing as soon as there is a connection, and says no where the answer takes longer than d, or when ctx
-// is done.
-func (l *link) askWithin(ctx context.Context, d time.Duration) bool {
+// askWithin asks one thing as soon as there is a connection, and returns how long the answer took. It says no where that is
+// longer than d, or when ctx is done.
+func (l *link) askWithin(ctx context.Context, d time.Duration) (took time.Duration, answered bool) {
 	if l.awaitConnection(ctx) != nil {
-		return false
+		return 0, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	return l.ask(ctx, 1)
+	began := time.Now()
+	answered = l.ask(ctx, 1)
+	return time.Since(began), answered
 }
 
 // probe says whether all of n questions were answered.

@@ -18,10 +18,10 @@ const (
 	// acquittal is how long a connection that answered is not put in doubt again.
 	acquittal = 2 * time.Second
 	// headStart is how much later than its spare a connection in doubt that is not silent may answer and be kept: to move
-	// costs all that is under way, which an etcd with too much to do cannot afford. A silent one has as long as the spare
-	// took, if that is less.
+	// costs all that is under way, which an etcd with too much to do cannot afford. A silent one has as long as the spare's
+	// answer took, if that is less.
 	headStart = 500 * time.Millisecond
-	// loginHeadStart is how many times as long as its spare took a connection may take that has a login under way, which
+	// loginHeadStart is how many times as long as its spare's answer a connection may take that has a login under way, which
 	// would have to be made again: an etcd with many logins is slow for everybody.
 	loginHeadStart = 4
 	// lookEvery is how often a connection in doubt is looked at for answers to others than its examiner.
@@ -305,12 +305,12 @@ func (c *conn) acquit() {
 func (c *conn) settle(l *link, well <-chan struct{}, spares []*link) bool {
 	ctx, cancel := context.WithCancel(c.ctx)
 	var asking sync.WaitGroup
-	answered := make(chan *link, len(spares))
+	answered := make(chan sound, len(spares))
 	stalled := make(chan struct{}, len(spares))
 	for _, spare := range spares {
 		asking.Go(func() {
-			if spare.askWithin(ctx, probeTimeout) {
-				answered <- spare
+			if took, ok := spare.askWithin(ctx, probeTimeout); ok {
+				answered <- sound{spare, took}
 			} else {
 				stalled <- struct{}{}
 			}
@@ -335,8 +335,14 @@ func (c *conn) settle(l *link, well <-chan struct{}, spares []*link) bool {
 	return true
 }
 
+// sound is a spare that was answered, and how long that took.
+type sound struct {
+	spare *link
+	took  time.Duration
+}
+
 // firstToAnswer waits for the winner, nil where there is none.
-func (c *conn) firstToAnswer(l *link, well <-chan struct{}, answered <-chan *link, stalled <-chan struct{}) *link {
+func (c *conn) firstToAnswer(l *link, well <-chan struct{}, answered <-chan sound, stalled <-chan struct{}) *link {
 	began := time.Now()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
@@ -344,15 +350,14 @@ func (c *conn) firstToAnswer(l *link, well <-chan struct{}, answered <-chan *lin
 		select {
 		case <-well:
 			return l
-		case spare := <-answered:
-			took := time.Since(began)
+		case one := <-answered:
 			switch {
 			case l.account.isAsking() && l.connected():
-				return c.afterHeadStart(l, well, spare, max(headStart, loginHeadStart*took))
+				return c.afterHeadStart(l, well, one.spare, max(headStart, loginHeadStart*one.took))
 			case !l.silentSince(began):
-				return c.afterHeadStart(l, well, spare, headStart)
+				return c.afterHeadStart(l, well, one.spare, headStart)
 			default:
-				return c.afterHeadStart(l, well, spare, min(headStart, took))
+				return c.afterHeadStart(l, well, one.spare, min(headStart, one.took))
 			}
 		case <-stalled:
 			return nil
