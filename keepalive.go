@@ -210,7 +210,7 @@ func (p *Publisher) leave(r *registration, err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.left = r.leases.former
-	return &WithdrawError{Key: r.name(), Until: r.leases.gone(), Err: err}
+	return r.withdrawError(err)
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
@@ -364,7 +364,7 @@ func (p *Publisher) withdrawForGood(r *registration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), max(p.opts.ttl, p.Status().TTL))
 	defer cancel()
 	if err := p.withdraw(ctx, r); err != nil {
-		return &WithdrawError{Key: r.name(), Until: r.leases.gone(), Err: err}
+		return r.withdrawError(err)
 	}
 	return nil
 }

@@ -324,6 +324,15 @@ func (f *fakeEtcd) leftKey() *Publisher {
 	return f.publisher(WithId(7), WithTTL(time.Minute), quiet)
 }
 
+// connectLate makes the Publisher take a second to connect.
+func connectLate(p *Publisher) {
+	connect := p.connect
+	p.connect = func() (etcd, func(), error) {
+		time.Sleep(time.Second)
+		return connect()
+	}
+}
+
 func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 	calls := map[string]func(t *testing.T, f *fakeEtcd, p *Publisher) error{
 		"Pause, while KeepAlive cleans up": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
@@ -344,11 +353,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 		},
 		"Pause, while the next KeepAlive connects": func(t *testing.T, _ *fakeEtcd, p *Publisher) error {
 			require.Error(t, p.KeepAlive())
-			connect := p.connect
-			p.connect = func() (etcd, func(), error) {
-				time.Sleep(time.Second)
-				return connect()
-			}
+			connectLate(p)
 			go func() { _ = p.KeepAlive() }()
 			settle(time.Millisecond)
 			return p.PauseContext(t.Context())
@@ -460,11 +465,7 @@ func TestPauseWhileTheNextKeepAliveConnectsTakesDrawnWays(t *testing.T) {
 		p := f.leftKey()
 		p.teller = newTeller(events.observe, p.opts.logger)
 		require.Error(t, p.KeepAlive())
-		connect := p.connect
-		p.connect = func() (etcd, func(), error) {
-			time.Sleep(time.Second)
-			return connect()
-		}
+		connectLate(p)
 		go func() { _ = p.KeepAlive() }()
 		settle(time.Millisecond)
 		f.meets(func(string) trouble { return trouble{} })
