@@ -113,7 +113,7 @@ func WithExactKey() PubOption {
 func WithTTL(ttl time.Duration) PubOption {
 	return func(p *Publisher) {
 		if ttl < time.Second || ttl%time.Second != 0 || ttl/time.Second > maxTTL {
-			p.opts.reject(ErrTTL, "WithTTL(%v): want whole seconds, from 1s to %ds", ttl, maxTTL)
+			p.opts.reject(ErrTTL, "WithTTL(%v): want whole seconds, from 1s to %ds", ttl, int64(maxTTL))
 		}
 		p.opts.ttl = ttl
 	}
