@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -301,7 +302,7 @@ func (f *fakeEtcd) reconnected(ctx context.Context) bool {
 	return ctx.Err() == nil
 }
 
-func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return pause(ctx, d) }
+func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return backoff.Pause(ctx, d) }
 
 func (f *fakeEtcd) grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int64, []clientv3.LeaseID, error) {
 	id := newLeaseID()

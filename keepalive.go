@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
@@ -109,13 +110,13 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 
 // connectFirst connects, and goes on trying where a start in the background has been promised already.
 func (p *Publisher) connectFirst(first *outcome) (etcd, func(), error) {
-	for retry := newBackoff(); ; {
+	for retry := backoff.New(); ; {
 		on, release, err := p.connect()
 		if err == nil || first.take() || !p.opts.backgroundStart {
 			return on, release, err
 		}
 		p.noteUnconnected(err)
-		if !retry.wait(p.stop) {
+		if !retry.Wait(p.stop) {
 			return nil, nil, err
 		}
 	}
@@ -135,7 +136,7 @@ func (p *Publisher) noteUnconnected(err error) {
 func (p *Publisher) begin(bound context.Context, r *registration) error {
 	var told error
 	end := cleanUpFrom(bound)
-	for retry := newBackoff(); !p.opts.backgroundStart; {
+	for retry := backoff.New(); !p.opts.backgroundStart; {
 		want, latch := p.wish()
 		if want != wishPublished {
 			return nil
@@ -143,7 +144,7 @@ func (p *Publisher) begin(bound context.Context, r *registration) error {
 		ctx, cancel := p.attempt(latch, bound, end)
 		err := moreTelling(told, p.reconcile(ctx, r))
 		told = err
-		again := err != nil && !isFinal(err) && retry.wait(ctx)
+		again := err != nil && !isFinal(err) && retry.Wait(ctx)
 		cancel()
 		if changed := latch.Err() != nil; err == nil || !again && !changed {
 			return err
@@ -195,8 +196,8 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	}
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(bound), deadline)
 	defer cancel()
-	for retry := newBackoff(); ; {
-		if err := r.withdraw(ctx); err == nil || isFinal(err) || !retry.wait(ctx) {
+	for retry := backoff.New(); ; {
+		if err := r.withdraw(ctx); err == nil || isFinal(err) || !retry.Wait(ctx) {
 			return p.leave(r, err)
 		}
 	}
@@ -229,7 +230,7 @@ func (p *Publisher) keep(r *registration) error {
 
 // publish reconciles and holds in turn, until ctx is done.
 func (p *Publisher) publish(ctx context.Context, r *registration) {
-	retry, quick := newBackoff(), 0
+	retry, quick := backoff.New(), 0
 	for ctx.Err() == nil {
 		if !r.settled {
 			if err := p.reconcile(ctx, r); err != nil {
@@ -244,10 +245,10 @@ func (p *Publisher) publish(ctx context.Context, r *registration) {
 		}
 		if quick++; time.Since(began) > calm {
 			quick = 0
-			retry.reset()
+			retry.Reset()
 		}
 		if quick > quickDoubts {
-			retry.wait(ctx)
+			retry.Wait(ctx)
 		}
 	}
 }
@@ -373,7 +374,7 @@ func (p *Publisher) withdrawForGood(r *registration) error {
 func (p *Publisher) withdraw(ctx context.Context, r *registration) error {
 	r.leases.discard()
 	p.withdrawing(r, nil)
-	for retry := newBackoff(); ; {
+	for retry := backoff.New(); ; {
 		err := r.withdraw(ctx)
 		if err == nil {
 			p.noteWithdrawn()

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -33,7 +34,7 @@ func (l *lease) renewed(asked time.Time, seconds int64) {
 	l.ttl = time.Duration(seconds) * time.Second
 	l.until, l.gone = asked.Add(l.ttl), time.Now().Add(l.ttl)
 	// A third of the TTL, as the client does: it leaves two more tries.
-	l.renewal = asked.Add(jitter(l.ttl / 3))
+	l.renewal = asked.Add(backoff.Jitter(l.ttl / 3))
 }
 
 // leases are those of a registration: the one that it holds, and former ones that are to be gone.

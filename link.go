@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -429,7 +430,7 @@ func isAnswered(ctx context.Context, kv pb.KVClient) bool {
 // when ctx is done.
 func (l *link) ask(ctx context.Context, n int) bool {
 	ctx = context.WithValue(ctx, question{}, false)
-	for again := newBackoff(); ctx.Err() == nil; again.wait(ctx) {
+	for again := backoff.New(); ctx.Err() == nil; again.Wait(ctx) {
 		if l.probe(ctx, n) {
 			return true
 		}
@@ -640,7 +641,7 @@ func (s *session) reconnected(ctx context.Context) bool {
 }
 
 func (s *session) pause(ctx context.Context, d time.Duration) bool {
-	return s.onThisLink(ctx, func(still context.Context, _ *link) { pause(still, d) })
+	return s.onThisLink(ctx, func(still context.Context, _ *link) { backoff.Pause(still, d) })
 }
 
 // onThisLink waits, at most for as long as the conn stays on its link of now, and says no when ctx is done.

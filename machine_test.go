@@ -16,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -142,7 +143,7 @@ func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 		gaps := map[time.Duration]bool{}
 		for i := 1; i < len(calls); i++ {
 			gap := calls[i].at.Sub(calls[i-1].at)
-			require.LessOrEqual(t, gap, backoffMost)
+			require.LessOrEqual(t, gap, backoff.Most)
 			gaps[gap] = true
 		}
 		require.Greater(t, len(gaps), len(calls)/2, "no two waits alike")

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -128,11 +129,11 @@ func (r *registration) refuse(err error) bool {
 
 // rest pauses after a try that failed, but not where nothing was sent: the next one waits for the connection. It says no
 // when ctx is done.
-func (r *registration) rest(ctx context.Context, retry *backoff, err error) bool {
+func (r *registration) rest(ctx context.Context, retry *backoff.Backoff, err error) bool {
 	if isUnsent(err) {
 		return ctx.Err() == nil
 	}
-	return r.etcd.pause(ctx, retry.take())
+	return r.etcd.pause(ctx, retry.Take())
 }
 
 func (r *registration) failed(step string, err error) error {
@@ -401,9 +402,9 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt
 // untilCheck is when to look at the key next: sooner where it is free but was taken back too often.
 func (r *registration) untilCheck() time.Duration {
 	if r.conflict && !r.isAnothers() {
-		return max(0, time.Until(r.taken[len(r.taken)-takeBacks].Add(takeBackWindow))) + jitter(time.Second)
+		return max(0, time.Until(r.taken[len(r.taken)-takeBacks].Add(takeBackWindow))) + backoff.Jitter(time.Second)
 	}
-	return jitter(checkEvery)
+	return backoff.Jitter(checkEvery)
 }
 
 // look is one read of the key while it is held, in case that the watch missed something.
@@ -492,7 +493,7 @@ func (r *registration) doubtSeen() error {
 // As long as the connection lasts, so does etcd.
 func (r *registration) guard(ctx context.Context) {
 	for r.etcd.reconnected(ctx) {
-		for retry := newBackoff(); ; {
+		for retry := backoff.New(); ; {
 			if err := r.withdrawRestored(ctx); err == nil || !r.rest(ctx, retry, err) {
 				break
 			}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -276,7 +277,7 @@ func (c *conn) examine(l *link) {
 			close(well)
 		}
 	})
-	for again := newBackoff(); c.ctx.Err() == nil; again.wait(c.ctx) {
+	for again := backoff.New(); c.ctx.Err() == nil; again.Wait(c.ctx) {
 		patient, err := dial(c.to, false, token)
 		if err != nil {
 			break // bad files or tuning; the link in doubt may still recover

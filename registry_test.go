@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -133,7 +134,7 @@ func TestASlowLoginIsMadeOnce(t *testing.T) {
 	delay := func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		if method == pb.Auth_Authenticate_FullMethodName && slow.Load() {
 			logins.Add(1)
-			pause(ctx, 6*time.Second)
+			backoff.Pause(ctx, 6*time.Second)
 		}
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}

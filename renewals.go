@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -39,7 +40,7 @@ type renewals struct {
 	mu      sync.Mutex
 	streams []*renewalStream // those that have not ended, and maybe some that have
 	unheard bool             // whether the last one that ended did so before etcd had answered on it
-	pace    *backoff         // of streams after such a one
+	pace    *backoff.Backoff // of streams after such a one
 }
 
 // renewalStream is one stream, from its opening to its end.
@@ -133,9 +134,9 @@ func (r *renewals) openLocked(one *renewRequest) {
 	var delay time.Duration
 	switch {
 	case !r.unheard:
-		r.pace = newBackoff()
+		r.pace = backoff.New()
 	case !slices.ContainsFunc(r.streams, (*renewalStream).hasAnswered):
-		delay = r.pace.take()
+		delay = r.pace.Take()
 	}
 	stream := newRenewalStream(r.link.left, r.link, delay)
 	r.streams = append(r.streams, stream)
@@ -209,7 +210,7 @@ func (one *renewRequest) await() (ttl, rev int64, err error) {
 // run is the life of the stream.
 func (s *renewalStream) run() {
 	defer s.link.streams.Done()
-	pause(s.ctx, s.delay)
+	backoff.Pause(s.ctx, s.delay)
 	err := s.converse()
 	s.cancel(err)
 	s.end(plain(err))

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -53,7 +54,7 @@ func (e *stallingEtcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) erro
 	defer e.streams.Add(-1)
 	for {
 		request, err := stream.Recv()
-		if err != nil || !pause(stream.Context(), e.stall) {
+		if err != nil || !backoff.Pause(stream.Context(), e.stall) {
 			return err
 		}
 		if err := stream.Send(&pb.LeaseKeepAliveResponse{Header: &pb.ResponseHeader{}, ID: request.ID, TTL: 10}); err != nil {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
@@ -83,7 +84,7 @@ func (a *account) check(ctx context.Context, used *token) {
 		case !current:
 			return
 		case wait > 0:
-			pause(ctx, wait)
+			backoff.Pause(ctx, wait)
 		case a.isHanging(ctx):
 			a.dropHanging(used)
 		}
