@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -113,7 +114,7 @@ func (a *account) ensure(ctx context.Context) error {
 
 // reject drops the token if err says that it is of no use any more, so that the next stream gets another.
 func (a *account) reject(used *token, err error) {
-	if a == nil || !isTokenError(plain(err)) {
+	if a == nil || !etcd.IsTokenError(etcd.Plain(err)) {
 		return
 	}
 	a.mu.Lock()
@@ -144,14 +145,14 @@ func (a *account) intercept(ctx context.Context, method string, req, reply any, 
 	err := a.unlessItHangs(ctx, used, func(ctx context.Context) error {
 		return invoke(ctx, method, req, reply, cc, opts...)
 	})
-	if !isTokenError(plain(err)) && !errors.Is(err, errTokenHangs) {
+	if !etcd.IsTokenError(etcd.Plain(err)) && !errors.Is(err, errTokenHangs) {
 		return err
 	}
 	if renewErr := a.renew(ctx, used); renewErr != nil {
 		return renewErr
 	}
 	err = invoke(ctx, method, req, reply, cc, opts...)
-	if isTokenError(plain(err)) {
+	if etcd.IsTokenError(etcd.Plain(err)) {
 		// In other words, or the client would try a hundred times more.
 		return status.Error(codes.Unauthenticated, "a new token was rejected: "+status.Convert(err).Message())
 	}
@@ -202,12 +203,12 @@ func (a *account) authenticate(one *authentication) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.pending = nil
-	switch e := plain(err); {
+	switch e := etcd.Plain(err); {
 	case err == nil:
 		a.token, a.asked, a.refused = newToken(response.GetToken()), true, nil
 	case errors.Is(e, rpctypes.ErrAuthNotEnabled):
 		a.token, a.asked, a.refused = noToken, true, nil
-	case isFinal(e):
+	case etcd.IsFinal(e):
 		one.err = err
 		a.noteRefusalLocked(err)
 	default:

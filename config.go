@@ -10,10 +10,6 @@ import (
 	"time"
 )
 
-// ErrUnknownField says that a configuration has a field that Config has not: a slip of the pen that would otherwise be
-// a setting nobody reads.
-var ErrUnknownField = errors.New("unknown field")
-
 // Config describes a Publisher in a configuration file, under go-zero's field names and a few more, case-exact:
 //
 //	Hosts:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -24,7 +25,7 @@ type fakeEtcd struct {
 
 	mu       sync.Mutex
 	rev      int64
-	keys     map[string]entry
+	keys     map[string]etcd.Entry
 	leases   map[clientv3.LeaseID]*fakeLease
 	watches  map[*fakeWatch]struct{}
 	calls    []fakeRequest
@@ -41,7 +42,7 @@ type fakeLease struct {
 }
 
 type fakeWatch struct {
-	*watcher
+	*etcd.Watcher
 	key string
 }
 
@@ -61,7 +62,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 	f := &fakeEtcd{
 		t:       t,
 		rev:     1,
-		keys:    map[string]entry{},
+		keys:    map[string]etcd.Entry{},
 		leases:  map[clientv3.LeaseID]*fakeLease{},
 		watches: map[*fakeWatch]struct{}{},
 		up:      make(chan struct{}),
@@ -75,7 +76,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 // publisher returns a Publisher on the fake.
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
-	p.connect = func() (etcd, func(), error) {
+	p.connect = func() (store, func(), error) {
 		return f, func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }, nil
 	}
 	return p
@@ -118,7 +119,7 @@ func (f *fakeEtcd) endWatchesLocked() {
 	close(f.broken)
 	f.broken = make(chan struct{})
 	for w := range f.watches {
-		w.end(errStreamEnded)
+		w.End(etcd.ErrStreamEnded)
 		delete(f.watches, w)
 	}
 }
@@ -145,7 +146,7 @@ func (f *fakeEtcd) set(key, value string, id clientv3.LeaseID) {
 
 func (f *fakeEtcd) setLocked(key, value string, id clientv3.LeaseID) {
 	f.rev++
-	f.keys[key] = entry{value: value, lease: id, rev: f.rev}
+	f.keys[key] = etcd.Entry{Value: value, Lease: id, Rev: f.rev}
 	f.tellLocked(key)
 }
 
@@ -167,7 +168,7 @@ func (f *fakeEtcd) removeLocked(key string) {
 func (f *fakeEtcd) tellLocked(key string) {
 	for w := range f.watches {
 		if w.key == key {
-			w.tell(f.keys[key], f.rev)
+			w.Tell(f.keys[key], f.rev)
 		}
 	}
 }
@@ -191,13 +192,13 @@ func (f *fakeEtcd) endLocked(id clientv3.LeaseID) {
 	}
 	delete(f.leases, id)
 	for key, e := range f.keys {
-		if e.lease == id {
+		if e.Lease == id {
 			f.removeLocked(key)
 		}
 	}
 }
 
-func (f *fakeEtcd) at(key string) entry {
+func (f *fakeEtcd) at(key string) etcd.Entry {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.keys[key]
@@ -247,10 +248,10 @@ func (f *fakeEtcd) doWithin(ctx context.Context, op string, d time.Duration, out
 	select {
 	case <-up:
 	case <-ctx.Done():
-		return &unsentError{ctx.Err()}
+		return &etcd.UnsentError{Err: ctx.Err()}
 	}
 	if outdated() {
-		return errOutdated
+		return etcd.ErrOutdated
 	}
 	if meets.delay > 0 {
 		select {
@@ -275,7 +276,7 @@ func (f *fakeEtcd) doWithin(ctx context.Context, op string, d time.Duration, out
 	return meets.after
 }
 
-func (f *fakeEtcd) ready(ctx context.Context) error {
+func (f *fakeEtcd) Ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, fakeCall)
 	defer cancel()
 	f.mu.Lock()
@@ -285,26 +286,26 @@ func (f *fakeEtcd) ready(ctx context.Context) error {
 	case <-up:
 		return nil
 	case <-ctx.Done():
-		return &unsentError{ctx.Err()}
+		return &etcd.UnsentError{Err: ctx.Err()}
 	}
 }
 
-func (f *fakeEtcd) reconnected(ctx context.Context) bool {
+func (f *fakeEtcd) Reconnected(ctx context.Context) bool {
 	f.mu.Lock()
 	broken := f.broken
 	f.mu.Unlock()
 	select {
 	case <-broken:
-		for ctx.Err() == nil && f.ready(ctx) != nil {
+		for ctx.Err() == nil && f.Ready(ctx) != nil {
 		}
 	case <-ctx.Done():
 	}
 	return ctx.Err() == nil
 }
 
-func (f *fakeEtcd) pause(ctx context.Context, d time.Duration) bool { return backoff.Pause(ctx, d) }
+func (f *fakeEtcd) Pause(ctx context.Context, d time.Duration) bool { return backoff.Pause(ctx, d) }
 
-func (f *fakeEtcd) grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int64, []clientv3.LeaseID, error) {
+func (f *fakeEtcd) Grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int64, []clientv3.LeaseID, error) {
 	id := newLeaseID()
 	err := f.do(ctx, "grant", func() error {
 		if ttl <= 0 {
@@ -318,14 +319,14 @@ func (f *fakeEtcd) grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int6
 	switch {
 	case err == nil:
 		return id, ttl, nil, nil
-	case isRefusal(err), isUnsent(err):
+	case etcd.IsRefusal(err), etcd.IsUnsent(err):
 		return clientv3.NoLease, 0, nil, err
 	default:
 		return clientv3.NoLease, 0, []clientv3.LeaseID{id}, err
 	}
 }
 
-func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool, within time.Duration) (ttl, rev int64, err error) {
+func (f *fakeEtcd) Renew(ctx context.Context, id clientv3.LeaseID, _ bool, within time.Duration) (ttl, rev int64, err error) {
 	err = f.doWithin(ctx, "renew", max(fakeCall, within), func() bool { return false }, func() error {
 		l := f.leases[id]
 		if l == nil {
@@ -338,14 +339,14 @@ func (f *fakeEtcd) renew(ctx context.Context, id clientv3.LeaseID, _ bool, withi
 	return ttl, rev, err
 }
 
-func (f *fakeEtcd) revoke(ctx context.Context, id clientv3.LeaseID) error {
+func (f *fakeEtcd) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return f.do(ctx, "revoke", func() error {
 		f.endLocked(id)
 		return nil
 	})
 }
 
-func (f *fakeEtcd) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+func (f *fakeEtcd) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
 	err = f.do(ctx, "get", func() error {
 		now, rev = f.keys[key], f.rev
 		return nil
@@ -353,8 +354,8 @@ func (f *fakeEtcd) get(ctx context.Context, key string) (now entry, rev int64, e
 	return now, rev, err
 }
 
-func (f *fakeEtcd) put(ctx context.Context, what write) (rev int64, err error) {
-	err = f.doUnless(ctx, "put", what.outdated, func() error {
+func (f *fakeEtcd) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
+	err = f.doUnless(ctx, "put", what.Outdated, func() error {
 		err := f.writeLocked(what)
 		rev = f.rev
 		return err
@@ -362,10 +363,10 @@ func (f *fakeEtcd) put(ctx context.Context, what write) (rev int64, err error) {
 	return rev, err
 }
 
-func (f *fakeEtcd) putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error) {
-	err = f.doUnless(ctx, "put", what.outdated, func() error {
-		now, rev = f.keys[what.key], f.rev
-		if now.rev != was.rev {
+func (f *fakeEtcd) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error) {
+	err = f.doUnless(ctx, "put", what.Outdated, func() error {
+		now, rev = f.keys[what.Key], f.rev
+		if now.Rev != was.Rev {
 			return nil
 		}
 		err := f.writeLocked(what)
@@ -375,22 +376,22 @@ func (f *fakeEtcd) putOver(ctx context.Context, was entry, what write) (put bool
 	return put, now, rev, err
 }
 
-func (f *fakeEtcd) writeLocked(what write) error {
+func (f *fakeEtcd) writeLocked(what etcd.Write) error {
 	switch {
-	case what.value == f.tooLarge:
+	case what.Value == f.tooLarge:
 		return rpctypes.ErrRequestTooLarge
-	case f.leases[what.lease] == nil:
+	case f.leases[what.Lease] == nil:
 		return rpctypes.ErrLeaseNotFound
 	}
-	f.setLocked(what.key, what.value, what.lease)
+	f.setLocked(what.Key, what.Value, what.Lease)
 	return nil
 }
 
-func (f *fakeEtcd) watch(key string, rev int64) *watcher {
+func (f *fakeEtcd) Watch(key string, rev int64) *etcd.Watcher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := &fakeWatch{key: key}
-	w.watcher = newWatcher(func() {
+	w.Watcher = etcd.NewWatcher(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.watches, w)
@@ -398,14 +399,14 @@ func (f *fakeEtcd) watch(key string, rev int64) *watcher {
 	select {
 	case <-f.up:
 	default:
-		w.end(errStreamEnded)
-		return w.watcher
+		w.End(etcd.ErrStreamEnded)
+		return w.Watcher
 	}
 	f.watches[w] = struct{}{}
-	if now := f.keys[key]; now.rev >= rev || !now.exists() && f.rev >= rev {
-		w.tell(now, f.rev)
+	if now := f.keys[key]; now.Rev >= rev || !now.Exists() && f.rev >= rev {
+		w.Tell(now, f.rev)
 	}
-	return w.watcher
+	return w.Watcher
 }
 
 func (f *fakeEtcd) String() string {

@@ -653,7 +653,7 @@ func TestAuthEnabledAndDisabledOnARunningClusterCostsNoKey(t *testing.T) {
 }
 
 // write makes etcd's history longer.
-func write(t *testing.T, etcd *etcdtest.Server, times int) {
+func Write(t *testing.T, etcd *etcdtest.Server, times int) {
 	t.Helper()
 	for range times {
 		_, err := etcd.Client(t).Put(t.Context(), "other", "")
@@ -670,7 +670,7 @@ func TestAWipedOrRestoredEtcdHasTheKeyOfAnAccountBackAtOnce(t *testing.T) {
 	p := registered(t, etcd.Endpoints(), "svc", discov.WithId(1), discov.WithPubEtcdAccount("svc", "pass"))
 	o := etcdtest.Observe(t, etcd, "svc/")
 	for how, lose := range map[string]func(){"wiped": etcd.Wipe, "restored": etcd.Restore} {
-		write(t, etcd, 200)
+		Write(t, etcd, 200)
 		etcd.Restart() // which forgets all tokens
 		require.NoError(t, p.Update(t.Context(), how))
 		before := etcd.Requests()["Authenticate"]
@@ -688,7 +688,7 @@ func TestATokenFromAFutureThatIsGoneIsNotUsedOnceAuthIsOn(t *testing.T) {
 	etcd.AuthDisable(t)
 	etcd.Snapshot()
 	etcd.AuthEnable(t)
-	write(t, etcd, 100)
+	Write(t, etcd, 100)
 	p := registered(t, etcd.Endpoints(), "svc", discov.WithId(1), discov.WithPubEtcdAccount("svc", "pass"))
 	o := etcdtest.Observe(t, etcd, "svc/")
 	etcd.Restore()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
@@ -32,7 +33,7 @@ const (
 )
 
 // share is the real connect: a session on the connection that is shared.
-func (p *Publisher) share() (etcd, func(), error) {
+func (p *Publisher) share() (store, func(), error) {
 	c, err := connections.acquire(newTarget(p.endpoints, p.opts))
 	if err != nil {
 		return nil, nil, err
@@ -47,9 +48,9 @@ func (p *Publisher) share() (etcd, func(), error) {
 	return s, func() { connections.release(c) }, nil
 }
 
-func (p *Publisher) newRegistration(on etcd) *registration {
+func (p *Publisher) newRegistration(on store) *registration {
 	r := &registration{
-		etcd:     on,
+		store:    on,
 		latest:   p.latest,
 		outdated: p.outdated,
 		prefix:   p.prefix,
@@ -59,7 +60,7 @@ func (p *Publisher) newRegistration(on etcd) *registration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r.key = p.status.Key // of leases that are left
-	r.leases = leases{etcd: on, asked: p.opts.ttl, former: p.left, onRenew: p.noteLease}
+	r.leases = leases{store: on, asked: p.opts.ttl, former: p.left, onRenew: p.noteLease}
 	p.withdrawn = len(p.left) == 0
 	p.left, p.outcome = nil, nil
 	return r
@@ -109,7 +110,7 @@ func (p *Publisher) run(bound context.Context, first *outcome) {
 }
 
 // connectFirst connects, and goes on trying where a start in the background has been promised already.
-func (p *Publisher) connectFirst(first *outcome) (etcd, func(), error) {
+func (p *Publisher) connectFirst(first *outcome) (store, func(), error) {
 	for retry := backoff.New(); ; {
 		on, release, err := p.connect()
 		if err == nil || first.take() || !p.opts.backgroundStart {
@@ -144,7 +145,7 @@ func (p *Publisher) begin(bound context.Context, r *registration) error {
 		ctx, cancel := p.attempt(latch, bound, end)
 		err := moreTelling(told, p.reconcile(ctx, r))
 		told = err
-		again := err != nil && !isFinal(err) && retry.Wait(ctx)
+		again := err != nil && !etcd.IsFinal(err) && retry.Wait(ctx)
 		cancel()
 		if changed := latch.Err() != nil; err == nil || !again && !changed {
 			return err
@@ -197,7 +198,7 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(bound), deadline)
 	defer cancel()
 	for retry := backoff.New(); ; {
-		if err := r.withdraw(ctx); err == nil || isFinal(err) || !retry.Wait(ctx) {
+		if err := r.withdraw(ctx); err == nil || etcd.IsFinal(err) || !retry.Wait(ctx) {
 			return p.leave(r, err)
 		}
 	}
@@ -288,7 +289,7 @@ func isTimeUp(ctx context.Context) bool {
 // conflictLocked tells of a conflict once, when it begins.
 func (p *Publisher) conflictLocked(r *registration) {
 	if p.status.State != StateConflict {
-		p.enterLocked(StateConflict, fmt.Errorf("discov: %s: %w, under lease %d", r.key, ErrConflict, r.seen.lease))
+		p.enterLocked(StateConflict, fmt.Errorf("discov: %s: %w, under lease %d", r.key, ErrConflict, r.seen.Lease))
 	}
 }
 

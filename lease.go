@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -39,7 +40,7 @@ func (l *lease) renewed(asked time.Time, seconds int64) {
 
 // leases are those of a registration: the one that it holds, and former ones that are to be gone.
 type leases struct {
-	etcd    etcd
+	store   store
 	asked   time.Duration // the TTL to ask for
 	held    lease
 	former  []lease
@@ -73,7 +74,7 @@ func (ls *leases) isHeld() bool { return ls.held.id != clientv3.NoLease }
 
 // grant asks for a lease. What was asked for without an answer is to be revoked, and first, where that were too many.
 func (ls *leases) grant(ctx context.Context) error {
-	if err := ls.etcd.ready(ctx); err != nil {
+	if err := ls.store.Ready(ctx); err != nil {
 		return err
 	}
 	if strays := ls.strays(); len(strays) >= strayLeases {
@@ -82,7 +83,7 @@ func (ls *leases) grant(ctx context.Context) error {
 		}
 	}
 	asked := time.Now()
-	id, seconds, strays, err := ls.etcd.grant(ctx, int64(ls.asked/time.Second))
+	id, seconds, strays, err := ls.store.Grant(ctx, int64(ls.asked/time.Second))
 	for _, stray := range strays {
 		ls.former = append(ls.former, lease{id: stray, gone: time.Now().Add(ls.asked), stray: true})
 	}
@@ -127,10 +128,10 @@ func (ls *leases) ask(ctx context.Context, within time.Duration) <-chan renewal 
 	answer := make(chan renewal, 1)
 	id, denied := ls.held.id, ls.held.denied
 	go func() {
-		err := ls.etcd.ready(ctx)
+		err := ls.store.Ready(ctx)
 		one := renewal{asked: time.Now(), err: err, unsent: err != nil}
 		if err == nil {
-			one.seconds, one.rev, one.err = ls.etcd.renew(ctx, id, denied, within)
+			one.seconds, one.rev, one.err = ls.store.Renew(ctx, id, denied, within)
 		}
 		answer <- one
 	}()
@@ -145,7 +146,7 @@ func (ls *leases) take(one renewal) error {
 		ls.onRenew(ls.held)
 	case errors.Is(one.err, rpctypes.ErrLeaseNotFound):
 		ls.lost()
-	case isDenied(one.err):
+	case etcd.IsDenied(one.err):
 		ls.held.denied = true
 	case !one.unsent:
 		ls.held.gone = time.Now().Add(ls.held.ttl)
@@ -202,7 +203,7 @@ func (ls *leases) revoke(ctx context.Context, these []lease) (outcome revocation
 	errs := make([]error, len(these))
 	var all sync.WaitGroup
 	for i, one := range these {
-		all.Go(func() { errs[i] = ls.etcd.revoke(ctx, one.id) })
+		all.Go(func() { errs[i] = ls.store.Revoke(ctx, one.id) })
 	}
 	all.Wait()
 	for i, one := range these {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -128,7 +129,7 @@ func (s *silence) wait(ctx context.Context) error {
 	case <-over:
 		return nil
 	case <-ctx.Done():
-		return &callError{because(ctx.Err(), errSilent.Error()), ctx.Err()}
+		return etcd.Because(ctx.Err(), etcd.ErrSilent.Error())
 	}
 }
 
@@ -352,7 +353,7 @@ func (l *link) awaitConnection(ctx context.Context) error {
 	select {
 	case <-l.connection():
 		if l.closedByCaller() {
-			return ErrClientClosed
+			return etcd.ErrClientClosed
 		}
 		return l.left.Err()
 	case <-ctx.Done():
@@ -422,7 +423,7 @@ func (l *link) whyNotConnected() error {
 // isAnswered asks a member something that it answers by itself. Any answer will do.
 func isAnswered(ctx context.Context, kv pb.KVClient) bool {
 	_, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("discov"), CountOnly: true, Serializable: true}, grpc.WaitForReady(true))
-	return err == nil || isEtcdError(plain(err))
+	return err == nil || etcd.IsEtcdError(etcd.Plain(err))
 }
 
 // ask asks etcd n things at once, so that the balancer asks each member that it is connected to, again and again until all
@@ -488,7 +489,7 @@ const askAgain = time.Second
 // longestWait bounds a wait for a connection, which costs nothing and ends as soon as there is one.
 const longestWait = 20 * time.Second
 
-var _ etcd = (*session)(nil)
+var _ store = (*session)(nil)
 
 // wholeBound marks a context in which a request may take all the time that there is: over a slow network, a first
 // registration has none for a second try.
@@ -498,13 +499,13 @@ type wholeBound struct{}
 func (s *session) do(ctx context.Context, d time.Duration, request func(context.Context, *link) error) error {
 	ctx = clientv3.WithRequireLeader(ctx)
 	if ctx.Value(wholeBound{}) != nil {
-		return plain(s.conn.do(ctx, s.patienceOn, request))
+		return etcd.Plain(s.conn.do(ctx, s.patienceOn, request))
 	}
 	if err := s.connect(ctx); err != nil {
 		return err
 	}
 	_, err := s.within(ctx, d, func(ctx context.Context) error {
-		return plain(s.conn.do(ctx, s.patienceOn, request))
+		return etcd.Plain(s.conn.do(ctx, s.patienceOn, request))
 	})
 	return err
 }
@@ -539,7 +540,7 @@ func askWithin[T any](ctx context.Context, s *session, d time.Duration, request 
 	err = s.do(ctx, d, func(ctx context.Context, l *link) (err error) {
 		again := max(askAgain, l.slowRoundTrip())
 		answer, err = firstAnswer(ctx, l, again, request)
-		if isOfOneMember(err) && ctx.Err() == nil && len(l.client.Endpoints()) > 1 && l.connected() {
+		if etcd.IsOfOneMember(err) && ctx.Err() == nil && len(l.client.Endpoints()) > 1 && l.connected() {
 			answer, err = firstAnswer(ctx, l, again, request)
 		}
 		return err
@@ -597,7 +598,7 @@ func (s *session) connect(ctx context.Context) error {
 func (s *session) longer(ctx context.Context, wait func(context.Context) error) error {
 	vain, err := s.within(ctx, max(s.call, min(s.call<<min(s.misses.Load(), 10), longestWait)), wait)
 	if vain {
-		return &unsentError{err}
+		return &etcd.UnsentError{Err: err}
 	}
 	if err == nil {
 		s.misses.Store(0)
@@ -606,7 +607,7 @@ func (s *session) longer(ctx context.Context, wait func(context.Context) error) 
 }
 
 func (s *session) awaitConnection(ctx context.Context) error {
-	return plain(s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) }))
+	return etcd.Plain(s.conn.do(ctx, s.patienceOn, func(ctx context.Context, l *link) error { return l.awaitConnection(ctx) }))
 }
 
 // awaitSound waits for a connection that is not silent.
@@ -625,22 +626,22 @@ func (s *session) patienceOn(l *link) time.Duration {
 	return min(max(s.patience, l.slowRoundTrip()), s.maxPatience)
 }
 
-func (s *session) ready(ctx context.Context) error {
+func (s *session) Ready(ctx context.Context) error {
 	if ctx.Value(wholeBound{}) != nil {
 		return s.awaitConnection(ctx)
 	}
 	return s.longer(ctx, s.awaitSound)
 }
 
-func (s *session) reconnected(ctx context.Context) bool {
+func (s *session) Reconnected(ctx context.Context) bool {
 	return s.onThisLink(ctx, func(still context.Context, l *link) {
-		if err := l.reconnected(still); errors.Is(err, ErrClientClosed) {
+		if err := l.reconnected(still); errors.Is(err, etcd.ErrClientClosed) {
 			<-ctx.Done()
 		}
 	})
 }
 
-func (s *session) pause(ctx context.Context, d time.Duration) bool {
+func (s *session) Pause(ctx context.Context, d time.Duration) bool {
 	return s.onThisLink(ctx, func(still context.Context, _ *link) { backoff.Pause(still, d) })
 }
 
@@ -655,7 +656,7 @@ func (s *session) onThisLink(ctx context.Context, wait func(context.Context, *li
 	return ctx.Err() == nil
 }
 
-func (s *session) grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, granted int64, strays []clientv3.LeaseID, err error) {
+func (s *session) Grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, granted int64, strays []clientv3.LeaseID, err error) {
 	var tries grantTries
 	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.LeaseGrantResponse, error) {
 		id, err := tries.next()
@@ -670,7 +671,7 @@ func (s *session) grant(ctx context.Context, ttl int64) (id clientv3.LeaseID, gr
 		}
 		response, err := l.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{ID: int64(id), TTL: ttl}, grpc.WaitForReady(true))
 		// That its disk is full, etcd may find out once it has granted.
-		if e := plain(err); isRefusal(e) && !errors.Is(e, rpctypes.ErrNoSpace) {
+		if e := etcd.Plain(err); etcd.IsRefusal(e) && !errors.Is(e, rpctypes.ErrNoSpace) {
 			tries.drop(id)
 		}
 		return response, err
@@ -714,7 +715,7 @@ func (t *grantTries) end() []clientv3.LeaseID {
 	return slices.Clone(t.ids)
 }
 
-func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool, within time.Duration) (ttl, rev int64, err error) {
+func (s *session) Renew(ctx context.Context, id clientv3.LeaseID, alone bool, within time.Duration) (ttl, rev int64, err error) {
 	type answer struct{ ttl, rev int64 }
 	found, err := askWithin(ctx, s, max(s.call, within), func(ctx context.Context, l *link) (one answer, err error) {
 		if alone {
@@ -728,7 +729,7 @@ func (s *session) renew(ctx context.Context, id clientv3.LeaseID, alone bool, wi
 	return found.ttl, found.rev, err
 }
 
-func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
+func (s *session) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	_, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
 		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
 	})
@@ -738,30 +739,30 @@ func (s *session) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-func (s *session) get(ctx context.Context, key string) (now entry, rev int64, err error) {
+func (s *session) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
 	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
 		return l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
 	})
 	return firstOf(response), response.GetHeader().GetRevision(), err
 }
 
-func (s *session) put(ctx context.Context, what write) (rev int64, err error) {
+func (s *session) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
 	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.PutResponse, error) {
 		return l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
 	})
 	return response.GetHeader().GetRevision(), err
 }
 
-func (s *session) putOver(ctx context.Context, was entry, what write) (put bool, now entry, rev int64, err error) {
+func (s *session) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error) {
 	txn := &pb.TxnRequest{
 		Compare: []*pb.Compare{{
-			Key:         []byte(what.key),
+			Key:         []byte(what.Key),
 			Target:      pb.Compare_MOD,
 			Result:      pb.Compare_EQUAL,
-			TargetUnion: &pb.Compare_ModRevision{ModRevision: was.rev},
+			TargetUnion: &pb.Compare_ModRevision{ModRevision: was.Rev},
 		}},
 		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(what)}}},
-		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(what.key)}}},
+		Failure: []*pb.RequestOp{{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(what.Key)}}},
 	}
 	response, err := ask(ctx, s, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
 		return l.kv.Txn(ctx, txn, grpc.WaitForReady(true), whileLatest(what))
@@ -772,7 +773,7 @@ func (s *session) putOver(ctx context.Context, was entry, what write) (put bool,
 	return response.GetSucceeded(), now, response.GetHeader().GetRevision(), err
 }
 
-func (s *session) watch(key string, rev int64) *watcher {
+func (s *session) Watch(key string, rev int64) *etcd.Watcher {
 	return s.conn.watch(key, rev)
 }
 
@@ -780,22 +781,22 @@ func rangeOf(key string) *pb.RangeRequest {
 	return &pb.RangeRequest{Key: []byte(key)}
 }
 
-func putOf(what write) *pb.PutRequest {
-	return &pb.PutRequest{Key: []byte(what.key), Value: []byte(what.value), Lease: int64(what.lease)}
+func putOf(what etcd.Write) *pb.PutRequest {
+	return &pb.PutRequest{Key: []byte(what.Key), Value: []byte(what.Value), Lease: int64(what.Lease)}
 }
 
 // whileLatest keeps a write from being sent once it is outdated. When the connection is lost, gRPC holds a request back for
 // the next one, and asks for credentials just before it sends it.
-func whileLatest(what write) grpc.CallOption {
+func whileLatest(what etcd.Write) grpc.CallOption {
 	return grpc.PerRPCCredentials(latestOnly(what))
 }
 
-type latestOnly write
+type latestOnly etcd.Write
 
 // GetRequestMetadata implements gRPC's PerRPCCredentials.
 func (l latestOnly) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	if l.outdated() {
-		return nil, errOutdated
+	if l.Outdated() {
+		return nil, etcd.ErrOutdated
 	}
 	return nil, nil
 }
@@ -804,11 +805,11 @@ func (l latestOnly) GetRequestMetadata(context.Context, ...string) (map[string]s
 func (latestOnly) RequireTransportSecurity() bool { return false }
 
 // firstOf is the one key of a response to rangeOf.
-func firstOf(response *pb.RangeResponse) entry {
+func firstOf(response *pb.RangeResponse) etcd.Entry {
 	if len(response.GetKvs()) == 0 {
-		return entry{}
+		return etcd.Entry{}
 	}
-	return entryOf(response.GetKvs()[0])
+	return etcd.EntryOf(response.GetKvs()[0])
 }
 
 // newLeaseID chooses a lease ID: positive, so that it reads well in a key, and never zero, which is no lease.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -106,7 +107,7 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 		require.ErrorIs(t, p.Status().Err, context.DeadlineExceeded)
 		f.back()
 		settle(time.Second)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		require.Equal(t, StatePublished, p.Status().State)
 		require.NoError(t, p.Status().Err)
 		require.Len(t, f.leaseIDs(), 1)
@@ -116,7 +117,7 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 		settle(time.Hour)
 		f.back()
 		settle(time.Second)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		require.LessOrEqual(t, log.lines()-before, 20, "in an hour of outage:\n%s", log)
 		require.GreaterOrEqual(t, log.lines()-before, 3)
 		require.Contains(t, log.last(), "registered again")
@@ -149,7 +150,7 @@ func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 		require.Greater(t, len(gaps), len(calls)/2, "no two waits alike")
 		f.meets(func(string) trouble { return trouble{} })
 		settle(time.Second)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		p.Stop()
 	})
 }
@@ -167,7 +168,7 @@ func TestNobodyPausesWhenAnOutageEnds(t *testing.T) {
 			f.wipe()
 			f.back()
 			settle(50 * time.Millisecond)
-			require.True(t, f.at(fakeKey).exists())
+			require.True(t, f.at(fakeKey).Exists())
 			require.Equal(t, StatePaused, paused.Status().State)
 			require.NoError(t, paused.ResumeContext(t.Context()))
 			settle(rand.N(time.Minute))
@@ -192,7 +193,7 @@ func TestAGrantWhoseAnswerWasLostIsRevokedOnceAnotherHoldsTheKey(t *testing.T) {
 		require.Equal(t, 3, lost)
 		settle(0)
 		require.Len(t, f.leaseIDs(), 1)
-		require.True(t, f.at(fmt.Sprintf("user.rpc/%d", p.Status().Lease)).exists())
+		require.True(t, f.at(fmt.Sprintf("user.rpc/%d", p.Status().Lease)).Exists())
 		p.Stop()
 		require.Empty(t, f.leaseIDs())
 	})
@@ -245,9 +246,9 @@ func TestPastLeasesThatARestoreMayBringBackHoldNothingUp(t *testing.T) {
 
 		f.wipe()
 		settle(5 * time.Second)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		require.NoError(t, p.StopContext(t.Context()))
-		require.False(t, f.at(fakeKey).exists())
+		require.False(t, f.at(fakeKey).Exists())
 	})
 }
 
@@ -302,10 +303,10 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 		require.ErrorAs(t, p.KeepAlive(), &left)
 		require.Equal(t, fakeKey, left.Key)
 		require.ErrorAs(t, p.PauseContext(t.Context()), &left, "it is not gone")
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		time.Sleep(time.Until(left.Until))
 		synctest.Wait()
-		require.False(t, f.at(fakeKey).exists())
+		require.False(t, f.at(fakeKey).Exists())
 		require.NoError(t, p.StopContext(t.Context()))
 	})
 }
@@ -328,7 +329,7 @@ func (f *fakeEtcd) leftKey() *Publisher {
 // connectLate makes the Publisher take a second to connect.
 func connectLate(p *Publisher) {
 	connect := p.connect
-	p.connect = func() (etcd, func(), error) {
+	p.connect = func() (store, func(), error) {
 		time.Sleep(time.Second)
 		return connect()
 	}
@@ -361,7 +362,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 		},
 		"Stop, after a KeepAlive that did not connect": func(t *testing.T, _ *fakeEtcd, p *Publisher) error {
 			require.Error(t, p.KeepAlive())
-			p.connect = func() (etcd, func(), error) { return nil, nil, errors.New("no client") }
+			p.connect = func() (store, func(), error) { return nil, nil, errors.New("no client") }
 			require.ErrorContains(t, p.KeepAlive(), "no client")
 			return p.StopContext(t.Context())
 		},
@@ -375,10 +376,10 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 				var left *WithdrawError
 				require.ErrorAs(t, err, &left)
 				require.Equal(t, fakeKey, left.Key)
-				require.True(t, f.at(fakeKey).exists())
+				require.True(t, f.at(fakeKey).Exists())
 				f.meets(func(string) trouble { return trouble{} })
 				settle(time.Until(left.Until))
-				require.False(t, f.at(fakeKey).exists())
+				require.False(t, f.at(fakeKey).Exists())
 				p.Stop()
 			})
 		})
@@ -453,7 +454,7 @@ func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
 		settle(10 * time.Millisecond)
 		require.NoError(t, p.ResumeContext(t.Context()))
 		require.Empty(t, f.requests("renew"), "there was no lease to renew")
-		require.Equal(t, p.Status().Lease, f.at(fakeKey).lease)
+		require.Equal(t, p.Status().Lease, f.at(fakeKey).Lease)
 		f.meets(func(string) trouble { return trouble{} })
 		p.Stop()
 	})
@@ -471,7 +472,7 @@ func TestPauseWhileTheNextKeepAliveConnectsTakesDrawnWays(t *testing.T) {
 		settle(time.Millisecond)
 		f.meets(func(string) trouble { return trouble{} })
 		require.NoError(t, p.PauseContext(t.Context()))
-		require.False(t, f.at(fakeKey).exists())
+		require.False(t, f.at(fakeKey).Exists())
 		p.Stop()
 		synctest.Wait()
 		events.requireDrawn(t)
@@ -485,7 +486,7 @@ func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.observe))
 		connect := p.connect
 		var connects atomic.Bool
-		p.connect = func() (etcd, func(), error) {
+		p.connect = func() (store, func(), error) {
 			if connects.Load() {
 				return connect()
 			}
@@ -503,7 +504,7 @@ func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 		connects.Store(true)
 		settle(10 * time.Second)
 		require.NoError(t, p.ResumeContext(t.Context()))
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		p.Stop()
 		synctest.Wait()
 		events.requireDrawn(t)
@@ -532,7 +533,7 @@ func TestAStopThatDoesNotWaitAllowsForTheRenewalThatIsUnderWay(t *testing.T) {
 			require.ErrorAs(t, p.StopContext(over), &left)
 			time.Sleep(time.Until(left.Until))
 			synctest.Wait()
-			require.False(t, f.at(fakeKey).exists())
+			require.False(t, f.at(fakeKey).Exists())
 			settle(defaultTTL)
 		}
 	})
@@ -544,8 +545,8 @@ type lateEtcd struct {
 	giveUp context.CancelFunc
 }
 
-func (l lateEtcd) put(ctx context.Context, what write) (int64, error) {
-	rev, err := l.fakeEtcd.put(ctx, what)
+func (l lateEtcd) put(ctx context.Context, what etcd.Write) (int64, error) {
+	rev, err := l.fakeEtcd.Put(ctx, what)
 	l.giveUp()
 	time.Sleep(time.Second)
 	return rev, err
@@ -557,10 +558,10 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
 		var events eventLog
 		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
 		ctx, giveUp := context.WithCancel(t.Context())
-		p.connect = func() (etcd, func(), error) { return lateEtcd{f, giveUp}, func() {}, nil }
+		p.connect = func() (store, func(), error) { return lateEtcd{f, giveUp}, func() {}, nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
 		settle(2 * time.Second)
-		require.False(t, f.at(fakeKey).exists())
+		require.False(t, f.at(fakeKey).Exists())
 		require.Empty(t, f.leaseIDs())
 		require.Equal(t, StateIdle, p.Status().State)
 		events.requireDrawn(t)
@@ -587,7 +588,7 @@ func TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		p := f.published(WithId(7), quiet)
-		before := f.at(fakeKey).rev
+		before := f.at(fakeKey).Rev
 		var once sync.Once
 		f.meets(func(op string) trouble {
 			if op == "put" {
@@ -602,8 +603,8 @@ func TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack(t *testing.T) {
 		}
 		f.back()
 		require.NoError(t, p.Update(t.Context(), "second"))
-		require.Equal(t, "second", f.at(fakeKey).value)
-		require.Equal(t, before+1, f.at(fakeKey).rev, "the first value was written as well")
+		require.Equal(t, "second", f.at(fakeKey).Value)
+		require.Equal(t, before+1, f.at(fakeKey).Rev, "the first value was written as well")
 		p.Stop()
 	})
 }
@@ -614,15 +615,15 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 		f.tooLarge = "huge"
 		p := f.published(WithId(7), quiet)
 		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
-		require.Equal(t, "v0", f.at(fakeKey).value)
+		require.Equal(t, "v0", f.at(fakeKey).Value)
 		p.Pause()
 		require.NoError(t, p.ResumeContext(t.Context()))
-		require.Equal(t, "v0", f.at(fakeKey).value)
+		require.Equal(t, "v0", f.at(fakeKey).Value)
 		f.lend(99)
 		f.set(fakeKey, "another", 99)
 		settle(time.Second)
 		require.Equal(t, StateConflict, p.Status().State)
-		require.Equal(t, "another", f.at(fakeKey).value)
+		require.Equal(t, "another", f.at(fakeKey).Value)
 		p.Stop()
 	})
 }
@@ -643,7 +644,7 @@ func TestAValueWhoseAnswerWasLostIsTheOneBeforeOneThatIsTooLarge(t *testing.T) {
 		require.NoError(t, p.Update(t.Context(), "v1"))
 		require.True(t, lost)
 		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
-		require.Equal(t, "v1", f.at(fakeKey).value)
+		require.Equal(t, "v1", f.at(fakeKey).Value)
 		p.Stop()
 	})
 }
@@ -665,7 +666,7 @@ func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 		require.Equal(t, StateStopped, p.Status().State)
 		require.ErrorAs(t, p.StopContext(t.Context()), &withdraw, "a later call has the same outcome")
 		require.Equal(t, 1, f.releases)
-		require.False(t, f.at(fakeKey).exists(), "nobody renews it")
+		require.False(t, f.at(fakeKey).Exists(), "nobody renews it")
 	})
 }
 
@@ -677,10 +678,10 @@ func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
 		var withdraw *WithdrawError
 		require.ErrorAs(t, p.PauseContext(t.Context()), &withdraw)
 		settle(20 * time.Minute)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		f.back()
 		settle(time.Second)
-		require.False(t, f.at(fakeKey).exists())
+		require.False(t, f.at(fakeKey).Exists())
 		require.Equal(t, StatePaused, p.Status().State)
 		p.Stop()
 	})
@@ -698,10 +699,10 @@ func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
 			return trouble{}
 		})
 		require.Error(t, p.PauseContext(t.Context()))
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		require.NoError(t, p.ResumeContext(t.Context()))
 		require.NotEqual(t, was, p.Status().Lease)
-		require.Equal(t, p.Status().Lease, f.at(fakeKey).lease)
+		require.Equal(t, p.Status().Lease, f.at(fakeKey).Lease)
 		f.meets(func(string) trouble { return trouble{} })
 		settle(5 * time.Second)
 		require.Equal(t, []clientv3.LeaseID{p.Status().Lease}, f.leaseIDs(), "the old one was revoked with the next renewal")
@@ -730,11 +731,11 @@ func TestAnotherInstanceKeepsTheKeyThatItTookAndItIsTakenBackAtMostTwiceAMinute(
 		synctest.Wait()
 		require.ErrorIs(t, p.Update(t.Context(), "v1"), ErrConflict)
 		require.NoError(t, p.ResumeContext(t.Context()), "a Resume is somebody's decision")
-		require.Equal(t, "v1", f.at(fakeKey).value)
+		require.Equal(t, "v1", f.at(fakeKey).Value)
 		f.set(fakeKey, "another", 99)
 		synctest.Wait()
 		p.Stop()
-		require.Equal(t, "another", f.at(fakeKey).value)
+		require.Equal(t, "another", f.at(fakeKey).Value)
 	})
 }
 
@@ -748,7 +749,7 @@ func TestAKeyThatIsDeletedInALoopIsMendedWithPauses(t *testing.T) {
 		}
 		require.Less(t, len(f.requests("put")), 150, "in a minute")
 		settle(time.Second)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		p.Stop()
 	})
 }
@@ -764,7 +765,7 @@ func TestARevisionThatWentBackIsADoubt(t *testing.T) {
 		clear(f.watches)
 		f.mu.Unlock()
 		settle(defaultTTL / 3)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		p.Stop()
 	})
 }
@@ -802,7 +803,7 @@ func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackTwiceAMinute(t *testin
 		require.Len(t, f.requests("put"), 1+takeBacks)
 		require.Equal(t, StateConflict, p.Status().State)
 		settle(takeBackWindow)
-		require.True(t, f.at(fakeKey).exists())
+		require.True(t, f.at(fakeKey).Exists())
 		require.Equal(t, StatePublished, p.Status().State)
 		f.expire(99)
 		p.Stop()
@@ -985,7 +986,7 @@ func (s *scenario) check(paused bool) {
 	default:
 		require.Equal(s.t, StatePublished, status.State)
 		require.Equal(s.t, []clientv3.LeaseID{status.Lease}, ids)
-		require.Equal(s.t, entry{value: status.Value, lease: status.Lease, rev: now.rev}, now)
+		require.Equal(s.t, etcd.Entry{Value: status.Value, Lease: status.Lease, Rev: now.Rev}, now)
 	}
 }
 

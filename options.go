@@ -17,29 +17,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// What KeepAlive returns for bad input, before anything is dialled: all that is wrong at once, joined, each naming the
-// input and wrapping one of these.
-var (
-	// ErrEndpoints says that there are no endpoints, or that one is not host:port, http(s)://host:port or unix(s)://path.
-	ErrEndpoints = errors.New("bad endpoints")
-	// ErrKey says that the key is empty.
-	ErrKey = errors.New("bad key")
-	// ErrValue says that the value is empty.
-	ErrValue = errors.New("bad value")
-	// ErrID says that an id is not positive.
-	ErrID = errors.New("bad id")
-	// ErrTTL says that a TTL is not a whole number of seconds, from 1 s to 9,000,000,000 s, etcd's own bound.
-	ErrTTL = errors.New("bad TTL")
-	// ErrTimeout says that a timeout is shorter than 100 ms.
-	ErrTimeout = errors.New("bad timeout")
-	// ErrAccount says that an account has a user without a password, or the reverse.
-	ErrAccount = errors.New("bad account")
-	// ErrTLS says that TLS files are missing, unreadable or no PEM, or that TLS meets an endpoint of scheme http.
-	ErrTLS = errors.New("bad TLS")
-	// ErrOptions says that an option got nil, or that two options exclude each other.
-	ErrOptions = errors.New("bad options")
-)
-
 const (
 	// defaultTTL is go-zero's: long enough for a restart of etcd, short enough for callers of a process that died.
 	defaultTTL = 10 * time.Second

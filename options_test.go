@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/discov-go/discov/internal/etcd"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -753,7 +754,7 @@ func FuzzBadInputIsNamedAndGoodInputIsUsable(f *testing.F) {
 		l, err := dial(newTarget(p.endpoints, p.opts), false, "")
 		require.NoError(t, err)
 		l.close()
-		_, err = proto.Marshal(putOf(write{key: key, value: value, lease: 1}))
+		_, err = proto.Marshal(putOf(etcd.Write{Key: key, Value: value, Lease: 1}))
 		require.NoError(t, err)
 		_, err = proto.Marshal(&pb.AuthenticateRequest{Name: user, Password: pass})
 		require.NoError(t, err)

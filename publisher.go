@@ -25,43 +25,6 @@ import (
 	"time"
 )
 
-var (
-	// ErrStarted is returned by KeepAlive while an earlier KeepAlive's registration is under way or kept.
-	ErrStarted = errors.New("already started")
-	// ErrStopped is returned by every call after Stop, and by a call that Stop cut short.
-	ErrStopped    = errors.New("stopped")
-	errNotStarted = errors.New("not started")
-	// ErrSuperseded is returned by PauseContext when a Resume, and by ResumeContext when a Pause, came before it was
-	// done.
-	ErrSuperseded = errors.New("superseded by a later call")
-	// ErrConflict is returned by calls that want the key in etcd while another instance's lease holds it.
-	ErrConflict = errors.New("the key is held by another instance")
-)
-
-// A WithdrawError says that a key could not be withdrawn within the bound of the call. It is not renewed any more, and
-// the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL. After a
-// KeepAlive that failed only the next KeepAlive tries it again.
-type WithdrawError struct {
-	// Key is the full key.
-	Key string
-	// Until is when the key is gone on its own, unless etcd is restarted before: then its lease runs from anew. It is
-	// zero where no lease was known yet.
-	Until time.Time
-	// Err is why.
-	Err error
-}
-
-// Error implements error.
-func (e *WithdrawError) Error() string {
-	if e.Until.IsZero() {
-		return fmt.Sprintf("discov: withdraw %s: %v", e.Key, e.Err)
-	}
-	return fmt.Sprintf("discov: withdraw %s: it is gone by %s at the latest: %v", e.Key, e.Until.Format(time.RFC3339), e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *WithdrawError) Unwrap() error { return e.Err }
-
 // latch is a fact as a channel, closed while it holds: its Done. As a context it ends the calls to etcd that it makes
 // pointless.
 type latch struct {
@@ -117,7 +80,7 @@ type Publisher struct {
 	// teller hands events to the log and the observer.
 	teller *teller
 	// connect gives the goroutine its etcd, and how to release it.
-	connect func() (etcd, func(), error)
+	connect func() (store, func(), error)
 
 	mu sync.Mutex // guards all below
 

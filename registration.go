@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -27,7 +28,6 @@ const (
 var (
 	errKeyChanged   = errors.New("the key was changed")
 	errKeyGone      = errors.New("the key was deleted")
-	errWentBack     = errors.New("etcd's revision went back")
 	errValueUpdated = errors.New("the value was updated")
 )
 
@@ -36,7 +36,7 @@ var errStillChanging = errors.New("it keeps being changed")
 
 // registration is a key on a lease. Only the Publisher's goroutine touches it.
 type registration struct {
-	etcd   etcd
+	store  store
 	leases leases
 
 	latest   func() string // the value that is wanted now
@@ -52,7 +52,7 @@ type registration struct {
 	accepted, refused string
 	refusal           error
 	// seen is what etcd held when it was last read or written, at revision rev.
-	seen entry
+	seen etcd.Entry
 	rev  int64
 	// known says that what was seen is most likely still so, so that a read can be saved; missing, that the key is not
 	// there.
@@ -65,7 +65,7 @@ type registration struct {
 	taken []time.Time
 	// watch is of the key named watched, nil where there is none. rewatched says that a member has refused it, and that the
 	// next one was asked.
-	watch     *watcher
+	watch     *etcd.Watcher
 	watched   string
 	rewatched bool
 
@@ -109,8 +109,8 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			r.leases.lost()
-		case errors.Is(err, errOutdated):
-		case isTooLarge(err) && r.refuse(err):
+		case errors.Is(err, etcd.ErrOutdated):
+		case etcd.IsTooLarge(err) && r.refuse(err):
 		default:
 			return err
 		}
@@ -130,10 +130,10 @@ func (r *registration) refuse(err error) bool {
 // rest pauses after a try that failed, but not where nothing was sent: the next one waits for the connection. It says no
 // when ctx is done.
 func (r *registration) rest(ctx context.Context, retry *backoff.Backoff, err error) bool {
-	if isUnsent(err) {
+	if etcd.IsUnsent(err) {
 		return ctx.Err() == nil
 	}
-	return r.etcd.pause(ctx, retry.Take())
+	return r.store.Pause(ctx, retry.Take())
 }
 
 func (r *registration) failed(step string, err error) error {
@@ -156,7 +156,7 @@ func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error
 	}
 	switch {
 	case r.missing || !kept:
-		r.seen = entry{} // most likely gone with its lease; putOver says if not
+		r.seen = etcd.Entry{} // most likely gone with its lease; putOver says if not
 	case r.known:
 	default:
 		if err := r.read(ctx); err != nil {
@@ -174,7 +174,7 @@ func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error
 
 // read takes what etcd holds.
 func (r *registration) read(ctx context.Context) error {
-	now, rev, err := r.etcd.get(ctx, r.key)
+	now, rev, err := r.store.Get(ctx, r.key)
 	if err != nil {
 		return r.failed("read", err)
 	}
@@ -195,7 +195,7 @@ func (r *registration) noteRev(rev int64) {
 // putUnread puts the key for an account that may write it but not read it: the key cannot be compared then, so each
 // doubt costs a write. A read that failed for another reason stays an error.
 func (r *registration) putUnread(ctx context.Context, readErr error) error {
-	if !isDenied(readErr) {
+	if !etcd.IsDenied(readErr) {
 		return readErr
 	}
 	return r.put(ctx)
@@ -206,7 +206,7 @@ func (r *registration) put(ctx context.Context) error {
 	if err := r.takeLatest(ctx); err != nil {
 		return r.failed("put", err)
 	}
-	rev, err := r.etcd.put(ctx, r.write())
+	rev, err := r.store.Put(ctx, r.write())
 	if err != nil {
 		return r.failed("put", err)
 	}
@@ -216,7 +216,7 @@ func (r *registration) put(ctx context.Context) error {
 
 // takeLatest takes the value that is wanted once it can be sent: the one from before an outage is not to be seen after it.
 func (r *registration) takeLatest(ctx context.Context) error {
-	if err := r.etcd.ready(ctx); err != nil {
+	if err := r.store.Ready(ctx); err != nil {
 		return err
 	}
 	r.value = r.latest()
@@ -229,12 +229,12 @@ func (r *registration) takeLatest(ctx context.Context) error {
 }
 
 // write is what makes the key right.
-func (r *registration) write() write {
-	return write{key: r.key, value: r.value, lease: r.leases.held.id, outdated: r.outdated}
+func (r *registration) write() etcd.Write {
+	return etcd.Write{Key: r.key, Value: r.value, Lease: r.leases.held.id, Outdated: r.outdated}
 }
 
 func (r *registration) wrote(rev int64) {
-	r.seen = entry{value: r.value, lease: r.leases.held.id, rev: rev}
+	r.seen = etcd.Entry{Value: r.value, Lease: r.leases.held.id, Rev: rev}
 	r.noteRev(rev)
 	r.noteHeld()
 	r.puts++
@@ -261,12 +261,12 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		r.missing, r.conflict, r.contested = false, true, true
 		return true, nil
 	}
-	if r.leases.isPast(r.seen.lease) {
+	if r.leases.isPast(r.seen.Lease) {
 		r.leases.reviveAll()
 	}
-	put, now, rev, err := r.etcd.putOver(ctx, r.seen, r.write())
+	put, now, rev, err := r.store.PutOver(ctx, r.seen, r.write())
 	if err != nil {
-		if isDenied(err) {
+		if etcd.IsDenied(err) {
 			return true, r.putUnread(ctx, r.failed("put", err))
 		}
 		return true, r.failed("put", err)
@@ -290,13 +290,13 @@ func (r *registration) noteTakeBack() {
 
 // isRight says whether what was seen is what is wanted.
 func (r *registration) isRight() bool {
-	return r.seen.exists() && r.seen.lease == r.leases.held.id && r.seen.value == r.value
+	return r.seen.Exists() && r.seen.Lease == r.leases.held.id && r.seen.Value == r.value
 }
 
 // isAnothers says whether what was seen is held by another instance: by a lease that is none of ours. A key without a
 // lease is nobody's.
 func (r *registration) isAnothers() bool {
-	return r.seen.exists() && r.isOfAnother(r.seen.lease)
+	return r.seen.Exists() && r.isOfAnother(r.seen.Lease)
 }
 
 func (r *registration) isOfAnother(id clientv3.LeaseID) bool {
@@ -309,17 +309,17 @@ func (r *registration) mayTakeBack() bool {
 }
 
 // watchKey watches the key, from what was read or written last. A watch that there is goes on.
-func (r *registration) watchKey() *watcher {
+func (r *registration) watchKey() *etcd.Watcher {
 	if r.watch == nil || r.watched != r.key {
 		r.unwatch()
-		r.watch, r.watched = r.etcd.watch(r.key, r.rev+1), r.key
+		r.watch, r.watched = r.store.Watch(r.key, r.rev+1), r.key
 	}
 	return r.watch
 }
 
 func (r *registration) unwatch() {
 	if r.watch != nil {
-		r.watch.cancel()
+		r.watch.Cancel()
 		r.watch = nil
 	}
 }
@@ -328,7 +328,7 @@ func (r *registration) unwatch() {
 // outlives the doubt whether the value is the latest.
 func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt error) {
 	r.settled, r.rewatched = false, false
-	news := r.watchKey().signal
+	news := r.watchKey().Signal
 	defer func() {
 		if !errors.Is(doubt, errValueUpdated) {
 			r.unwatch()
@@ -374,7 +374,7 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt
 			if doubt != nil {
 				return doubt
 			}
-			if news = r.watch.signal; unwatchable {
+			if news = r.watch.Signal; unwatchable {
 				news = nil
 			}
 			if found == nil {
@@ -410,7 +410,7 @@ func (r *registration) untilCheck() time.Duration {
 // look is one read of the key while it is held, in case that the watch missed something.
 type look struct {
 	after int64 // what was known when it began
-	now   entry
+	now   etcd.Entry
 	rev   int64
 	err   error
 }
@@ -421,7 +421,7 @@ func (r *registration) look(ctx context.Context) <-chan look {
 	key, after := r.key, r.rev
 	go func() {
 		one := look{after: after}
-		one.now, one.rev, one.err = r.etcd.get(ctx, key)
+		one.now, one.rev, one.err = r.store.Get(ctx, key)
 		found <- one
 	}()
 	return found
@@ -446,17 +446,17 @@ func (r *registration) renewed(one renewal) error {
 		return r.failed("renew the lease of", err)
 	}
 	if one.rev < r.rev {
-		return errWentBack
+		return etcd.ErrWentBack
 	}
 	return nil
 }
 
 // hear takes what the watch has to tell: nothing of interest, a doubt, or that the account may not watch.
 func (r *registration) hear() (unwatchable bool, doubt error) {
-	last, news, err := r.watch.take()
-	if news && last.rev > r.rev { // not from before what was read or written last
-		r.seen, r.rev = last.now, last.rev
-		r.contested = r.contested || r.isOfAnother(last.held)
+	last, news, err := r.watch.Take()
+	if news && last.Rev > r.rev { // not from before what was read or written last
+		r.seen, r.rev = last.Now, last.Rev
+		r.contested = r.contested || r.isOfAnother(last.Held)
 		if doubt := r.doubtSeen(); doubt != nil {
 			return false, doubt
 		}
@@ -464,9 +464,9 @@ func (r *registration) hear() (unwatchable bool, doubt error) {
 	switch {
 	case err == nil:
 		return false, nil
-	case isDenied(err):
+	case etcd.IsDenied(err):
 		return true, nil
-	case isOfOneMember(err) && !r.rewatched:
+	case etcd.IsOfOneMember(err) && !r.rewatched:
 		r.rewatched = true
 		r.unwatch()
 		r.watchKey()
@@ -481,7 +481,7 @@ func (r *registration) doubtSeen() error {
 	switch {
 	case r.conflict && (r.isAnothers() || !r.mayTakeBack()), !r.conflict && r.isRight():
 		return nil
-	case !r.seen.exists():
+	case !r.seen.Exists():
 		r.missing = true
 		return errKeyGone
 	default:
@@ -492,7 +492,7 @@ func (r *registration) doubtSeen() error {
 // guard keeps the key withdrawn until ctx is done: an etcd that was restored has a lease of ours again, and the key with it.
 // As long as the connection lasts, so does etcd.
 func (r *registration) guard(ctx context.Context) {
-	for r.etcd.reconnected(ctx) {
+	for r.store.Reconnected(ctx) {
 		for retry := backoff.New(); ; {
 			if err := r.withdrawRestored(ctx); err == nil || !r.rest(ctx, retry, err) {
 				break
@@ -507,10 +507,10 @@ func (r *registration) withdrawRestored(ctx context.Context) error {
 		return nil
 	}
 	err := r.read(ctx)
-	if err != nil && !isDenied(err) {
+	if err != nil && !etcd.IsDenied(err) {
 		return err
 	}
-	if err != nil || r.leases.isPast(r.seen.lease) {
+	if err != nil || r.leases.isPast(r.seen.Lease) {
 		r.leases.reviveAll()
 	}
 	return r.withdraw(ctx)
@@ -525,6 +525,6 @@ func (r *registration) withdraw(ctx context.Context) error {
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)
 	}
-	r.seen, r.missing, r.conflict, r.contested = entry{}, false, false, false
+	r.seen, r.missing, r.conflict, r.contested = etcd.Entry{}, false, false, false
 	return nil
 }

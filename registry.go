@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -190,7 +191,7 @@ func (c *conn) do(ctx context.Context, patience func(*link) time.Duration, reque
 
 func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, request func(context.Context, *link) error) error {
 	if l.closedByCaller() {
-		return ErrClientClosed
+		return etcd.ErrClientClosed
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -204,7 +205,7 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 	err := request(ctx, l)
 	switch {
 	case err != nil && l.closedByCaller():
-		return ErrClientClosed
+		return etcd.ErrClientClosed
 	case isMute(err) && l.left.Err() == nil && !l.connected():
 		return l.trouble(err)
 	}
@@ -213,7 +214,7 @@ func (c *conn) doOn(ctx context.Context, l *link, patience time.Duration, reques
 
 // isMute says whether an error tells that there was no answer, but not why.
 func isMute(err error) bool {
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errStreamEnded)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, etcd.ErrStreamEnded)
 }
 
 // every runs f each time that d has passed, until ctx is done. Each time that f says that all is done, d is doubled.
@@ -231,12 +232,12 @@ func every(ctx context.Context, d time.Duration, f func() (done bool)) {
 }
 
 // watch asks for a watch on the link of now. It ends when the conn moves on.
-func (c *conn) watch(key string, rev int64) *watcher {
+func (c *conn) watch(key string, rev int64) *etcd.Watcher {
 	l := c.enter()
 	defer l.calls.Done()
 	if l.closedByCaller() {
-		w := newWatcher(func() {})
-		w.end(ErrClientClosed)
+		w := etcd.NewWatcher(func() {})
+		w.End(etcd.ErrClientClosed)
 		return w
 	}
 	return l.watches.watch(key, rev)
@@ -400,7 +401,3 @@ func (c *conn) moveTo(spare *link) {
 	old.leave()
 	c.running.Go(old.close)
 }
-
-// ErrClientClosed is told, in errors and in Status, where the caller has closed the client given with WithClient. It can
-// never be used again; Stop the Publisher.
-var ErrClientClosed = errors.New("the client given with WithClient was closed")

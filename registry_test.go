@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -78,14 +79,14 @@ func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
 	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
-	_, _, err := s.get(deadline(t, eventually), testKey)
+	_, _, err := s.Get(deadline(t, eventually), testKey)
 	require.NoError(t, err)
 	l := s.conn.enter()
 	defer l.calls.Done()
 	since := time.Now()
-	require.NoError(t, s.ready(t.Context()))
+	require.NoError(t, s.Ready(t.Context()))
 	require.True(t, l.silentSince(since))
-	_, _, err = s.get(deadline(t, eventually), testKey)
+	_, _, err = s.Get(deadline(t, eventually), testKey)
 	require.NoError(t, err)
 	require.False(t, l.silentSince(since))
 }
@@ -94,11 +95,11 @@ func TestAnOutdatedWriteIsNotSent(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
 	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
-	outdated := write{key: testFullKey, value: testValue, outdated: func() bool { return true }}
-	_, err := s.put(t.Context(), outdated)
-	require.ErrorIs(t, err, errOutdated)
-	_, _, _, err = s.putOver(t.Context(), entry{}, outdated)
-	require.ErrorIs(t, err, errOutdated)
+	outdated := etcd.Write{Key: testFullKey, Value: testValue, Outdated: func() bool { return true }}
+	_, err := s.Put(t.Context(), outdated)
+	require.ErrorIs(t, err, etcd.ErrOutdated)
+	_, _, _, err = s.PutOver(t.Context(), etcd.Entry{}, outdated)
+	require.ErrorIs(t, err, etcd.ErrOutdated)
 	requireAbsent(t, srv, testFullKey)
 }
 
@@ -156,7 +157,7 @@ func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {
 	o.client = client
 	s := newSession(t, newTarget(nil, o))
 	time.AfterFunc(200*time.Millisecond, func() { _ = client.Close() })
-	requireWithin(t, 2*time.Second, func() { require.ErrorIs(t, s.ready(t.Context()), ErrClientClosed) })
+	requireWithin(t, 2*time.Second, func() { require.ErrorIs(t, s.Ready(t.Context()), ErrClientClosed) })
 }
 
 func TestWhyThereIsNoConnectionIsFoundOutAnew(t *testing.T) {

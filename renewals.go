@@ -9,17 +9,12 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 )
-
-// errStreamEnded tells a request that its stream ended for a reason that is not its own.
-var errStreamEnded = errors.New("the stream ended")
-
-// errSilent tells a request that it waits for an etcd that answers nothing.
-var errSilent = errors.New("etcd is silent")
 
 const (
 	// A stream on which a request has no answer for busyAfter is not given another: etcd answers one after the other on
@@ -80,7 +75,7 @@ func (r *renewals) renew(ctx context.Context, id clientv3.LeaseID) (ttl, rev int
 		switch {
 		case err != nil && err == ctx.Err() && ended != nil: //nolint:errorlint // await returns it as it stands
 			return 0, 0, ended
-		case !errors.Is(err, errStreamEnded):
+		case !errors.Is(err, etcd.ErrStreamEnded):
 			return ttl, rev, err
 		}
 		ended = err
@@ -213,7 +208,7 @@ func (s *renewalStream) run() {
 	backoff.Pause(s.ctx, s.delay)
 	err := s.converse()
 	s.cancel(err)
-	s.end(plain(err))
+	s.end(etcd.Plain(err))
 }
 
 func (s *renewalStream) converse() error {
@@ -292,15 +287,15 @@ func (s *renewalStream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
-	ended := errStreamEnded
-	if isDenied(err) { // a denial is that of one request, and an answer
+	ended := etcd.ErrStreamEnded
+	if etcd.IsDenied(err) { // a denial is that of one request, and an answer
 		s.answered = true
 	} else if err != nil {
-		ended = fmt.Errorf("%w: %w", errStreamEnded, err)
+		ended = fmt.Errorf("%w: %w", etcd.ErrStreamEnded, err)
 	}
 	for i, one := range append(s.unheard, s.unsent...) {
 		one.err = ended
-		if i == 0 && len(s.unheard) > 0 && isDenied(err) {
+		if i == 0 && len(s.unheard) > 0 && etcd.IsDenied(err) {
 			one.err = err
 		}
 		close(one.done)

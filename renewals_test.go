@@ -78,7 +78,7 @@ func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
 		for id := range clientv3.LeaseID(leases) {
 			time.Sleep(defaultTTL / 3 / 4 / leases) // as they are spread over the last quarter of their time
 			all.Go(func() {
-				ttl, _, err := s.renew(t.Context(), id+1, false, defaultTTL*2/3)
+				ttl, _, err := s.Renew(t.Context(), id+1, false, defaultTTL*2/3)
 				assert.NoError(t, err)
 				assert.EqualValues(t, 10, ttl)
 			})
@@ -99,7 +99,7 @@ func TestStreamsThatEndUnheardArePacedForAllWhoAsk(t *testing.T) {
 	var all sync.WaitGroup
 	for id := range clientv3.LeaseID(20) {
 		all.Go(func() {
-			_, _, err := s.renew(ctx, id+1, false, 0)
+			_, _, err := s.Renew(ctx, id+1, false, 0)
 			assert.ErrorContains(t, err, "no leader")
 		})
 	}
@@ -114,7 +114,7 @@ func TestRenewalsOfAQuickEtcdShareAStream(t *testing.T) {
 	var all sync.WaitGroup
 	for id := range clientv3.LeaseID(20) {
 		all.Go(func() {
-			_, _, err := s.renew(t.Context(), id+1, false, defaultTTL*2/3)
+			_, _, err := s.Renew(t.Context(), id+1, false, defaultTTL*2/3)
 			assert.NoError(t, err)
 		})
 	}

@@ -3,73 +3,13 @@ package discov
 import (
 	"context"
 	"errors"
-	"strings"
 	"sync"
 
+	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 )
-
-// watcher tells what happened last to one key. A watch is a hint, never the truth: whoever watches reads the key after a
-// watcher has ended, and watches again from what was read.
-type watcher struct {
-	signal chan struct{} // holds one token when there is news
-	cancel func()        // tells whoever feeds the watcher that nobody listens any more
-
-	mu   sync.Mutex
-	last change
-	news bool
-	err  error
-}
-
-// change is the last one of a key.
-type change struct {
-	now  entry
-	rev  int64            // of the change, also where the key is not there any more
-	held clientv3.LeaseID // the lease of the last put
-}
-
-func newWatcher(cancel func()) *watcher {
-	return &watcher{signal: make(chan struct{}, 1), cancel: cancel}
-}
-
-// take returns the last change, if there was one since the last take, and why the watcher has ended, if it has.
-func (w *watcher) take() (last change, news bool, err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	last, news, err = w.last, w.news, w.err
-	w.news = false
-	return last, news, err
-}
-
-func (w *watcher) tell(now entry, rev int64) {
-	w.mu.Lock()
-	w.last.now, w.last.rev, w.news = now, rev, true
-	if now.exists() {
-		w.last.held = now.lease
-	}
-	w.mu.Unlock()
-	w.ring()
-}
-
-func (w *watcher) end(err error) {
-	w.mu.Lock()
-	if w.err == nil {
-		w.err = err
-	}
-	w.mu.Unlock()
-	w.ring()
-}
-
-func (w *watcher) ring() {
-	select {
-	case w.signal <- struct{}{}:
-	default:
-	}
-}
 
 // watches serves all watchers of a link over one stream.
 //
@@ -101,14 +41,14 @@ type watchStream struct {
 
 // watch is a watcher and where it stands on its stream.
 type watch struct {
-	*watcher
+	*etcd.Watcher
 	start  int64 // the revision to watch from
 	id     int64 // etcd's, once created
 	closed bool
 }
 
 // watch asks for a watch of the key from revision rev on.
-func (ws *watches) watch(key string, rev int64) *watcher {
+func (ws *watches) watch(key string, rev int64) *etcd.Watcher {
 	request := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
 		CreateRequest: &pb.WatchCreateRequest{Key: []byte(key), StartRevision: rev},
 	}}
@@ -132,18 +72,18 @@ func newWatchStream(l *link) *watchStream {
 }
 
 // create queues the request, and returns nil where the stream has ended.
-func (s *watchStream) create(request *pb.WatchRequest) *watcher {
+func (s *watchStream) create(request *pb.WatchRequest) *etcd.Watcher {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return nil
 	}
 	w := &watch{start: request.GetCreateRequest().GetStartRevision()}
-	w.watcher = newWatcher(func() { s.close(w) })
+	w.Watcher = etcd.NewWatcher(func() { s.close(w) })
 	s.users++
 	s.creating = append(s.creating, w)
 	s.sendLocked(request)
-	return w.watcher
+	return w.Watcher
 }
 
 // close cancels a watch, and the stream with its last one.
@@ -185,7 +125,7 @@ func (s *watchStream) run() {
 	defer s.link.streams.Done()
 	err := s.converse()
 	s.cancel()
-	s.end(plain(err))
+	s.end(etcd.Plain(err))
 }
 
 func (s *watchStream) converse() error {
@@ -248,11 +188,11 @@ func (s *watchStream) hear(response *pb.WatchResponse) error {
 	}
 	if response.GetCanceled() {
 		delete(s.live, w.id)
-		w.end(cancelReason(response))
+		w.End(etcd.CancelReason(response))
 		return nil
 	}
 	for _, event := range response.GetEvents() {
-		w.tell(entryAfter(event), event.GetKv().GetModRevision())
+		w.Tell(etcd.EntryAfter(event), event.GetKv().GetModRevision())
 	}
 	return nil
 }
@@ -262,7 +202,7 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) error {
 		return errors.New("a watch was created that nobody asked for")
 	}
 	if response.GetCanceled() {
-		if reason := cancelReason(response); isTokenError(reason) {
+		if reason := etcd.CancelReason(response); etcd.IsTokenError(reason) {
 			return reason
 		}
 	}
@@ -271,13 +211,13 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) error {
 	w.id = response.GetWatchId()
 	switch {
 	case response.GetCanceled():
-		w.end(cancelReason(response))
+		w.End(etcd.CancelReason(response))
 	case w.closed:
 		s.cancelLocked(w.id)
 	case response.GetHeader().GetRevision() < w.start-1:
 		// etcd was wiped or restored since the key was read. It would be silent until it is at that revision again.
 		s.cancelLocked(w.id)
-		w.end(errWentBack)
+		w.End(etcd.ErrWentBack)
 	default:
 		s.live[w.id] = w
 	}
@@ -290,37 +230,10 @@ func (s *watchStream) end(err error) {
 	defer s.mu.Unlock()
 	s.ended = true
 	for _, w := range s.creating {
-		w.end(err)
+		w.End(err)
 	}
 	for _, w := range s.live {
-		w.end(err)
+		w.End(err)
 	}
 	s.creating, s.live, s.unsent = nil, nil, nil
-}
-
-// entryAfter is the key as an event leaves it.
-func entryAfter(event *mvccpb.Event) entry {
-	if event.GetType() == mvccpb.Event_DELETE {
-		return entry{}
-	}
-	return entryOf(event.GetKv())
-}
-
-func entryOf(kv *mvccpb.KeyValue) entry {
-	return entry{value: string(kv.GetValue()), lease: clientv3.LeaseID(kv.GetLease()), rev: kv.GetModRevision()}
-}
-
-// cancelReason is why etcd cancelled a watch. It comes as text, with gRPC's prefix or without.
-func cancelReason(response *pb.WatchResponse) error {
-	if response.GetCompactRevision() != 0 {
-		return rpctypes.ErrCompacted
-	}
-	reason := response.GetCancelReason()
-	if _, text, ok := strings.Cut(reason, "desc = "); ok {
-		reason = text
-	}
-	if reason == "" {
-		reason = "the watch was cancelled"
-	}
-	return rpctypes.Error(errors.New(reason))
 }
