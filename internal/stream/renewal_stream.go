@@ -1,0 +1,147 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+)
+
+// errStuck ends a stream on which a request has no answer for too long.
+var errStuck = errors.New("a renewal had no answer")
+
+// renewalStream is one stream, from its opening to its end. The Renewals' mu guards its fields from unsent on.
+type renewalStream struct {
+	of     *Renewals
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wake   chan struct{} // holds one token when unsent has grown
+	alone  bool          // whether it serves one request only
+
+	unsent   []*renewal
+	sent     []*renewal // oldest first; some may have been answered
+	load     int        // how many have no answer
+	answered bool       // whether etcd has answered anything
+}
+
+func newRenewalStream(of *Renewals) *renewalStream {
+	s := &renewalStream{of: of, wake: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancelCause(of.ctx)
+	return s
+}
+
+// isBusy reports whether there is a request without an answer.
+func (s *renewalStream) isBusy() bool { return s.load > 0 }
+
+// add queues a request.
+func (s *renewalStream) add(one *renewal) {
+	one.stream = s
+	s.load++
+	s.unsent = append(s.unsent, one)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drop forgets a request that is answered or given up.
+func (s *renewalStream) drop(one *renewal) {
+	one.stream = nil
+	s.load--
+}
+
+// oldest returns the request that waits longest for an answer, nil where none does.
+func (s *renewalStream) oldest() *renewal {
+	for len(s.sent) > 0 && s.sent[0].stream != s {
+		s.sent = s.sent[1:]
+	}
+	if len(s.sent) == 0 {
+		return nil
+	}
+	return s.sent[0]
+}
+
+// takeAll returns all requests without an answer, oldest first, as they were before they were handed to the stream.
+func (s *renewalStream) takeAll() (left []*renewal) {
+	for _, one := range append(s.sent, s.unsent...) {
+		if one.stream == s {
+			one.lease.Unheard()
+			one.stream, one.sent = nil, time.Time{}
+			left = append(left, one)
+		}
+	}
+	s.sent, s.unsent, s.load = nil, nil, 0
+	return left
+}
+
+// run is the life of the stream.
+func (s *renewalStream) run(delay time.Duration) {
+	backoff.Pause(s.ctx, delay)
+	err := s.converse()
+	if errors.Is(context.Cause(s.ctx), errStuck) {
+		err = errStuck
+	}
+	s.cancel(nil)
+	s.of.end(s, etcd.Plain(err))
+}
+
+func (s *renewalStream) converse() error {
+	stream, err := s.of.client.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	s.of.running.Go(func() { s.send(stream) })
+	for {
+		answer, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		s.of.hear(s, answer)
+		if s.alone {
+			return nil
+		}
+	}
+}
+
+func (s *renewalStream) send(stream pb.Lease_LeaseKeepAliveClient) {
+	var request pb.LeaseKeepAliveRequest
+	for {
+		select {
+		case <-s.wake:
+		case <-s.ctx.Done():
+			return
+		}
+		for _, one := range s.takeUnsent() {
+			request.ID = int64(one.lease.ID)
+			if err := stream.Send(&request); err != nil {
+				return // the receiving side hears why
+			}
+		}
+	}
+}
+
+// takeUnsent returns what is to be sent now, and notes it as sent.
+func (s *renewalStream) takeUnsent() (batch []*renewal) {
+	r := s.of
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	for _, one := range s.unsent {
+		if one.stream == s {
+			one.sent = now
+			one.lease.Sent()
+			batch = append(batch, one)
+		}
+	}
+	s.unsent = nil
+	s.oldest() // forgets those that were answered
+	s.sent = append(s.sent, batch...)
+	if len(batch) > 0 {
+		r.sentLocked()
+	}
+	return batch
+}

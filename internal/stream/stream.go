@@ -1,0 +1,17 @@
+// Package stream renews leases and watches keys over the streams of one link to etcd, and knows how quickly etcd answers.
+package stream
+
+import "time"
+
+const (
+	// A request without an answer for busyAfter means that etcd is slow: others go over other streams.
+	busyAfter = 100 * time.Millisecond
+	// mostStreams is how many there are at most.
+	mostStreams = 8
+	// chunk is how many renewals are sent at once, so that etcd answers others between them.
+	chunk = 512
+	// askAgain is how long a request has no answer at least until it is made again, twice as long each time, up to
+	// maxRepeats times.
+	askAgain   = time.Second
+	maxRepeats = 4
+)
