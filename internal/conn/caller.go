@@ -1,0 +1,137 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Bounds are those of one user's requests.
+type Bounds struct {
+	// Call bounds one request. Zero lets each have all the time that its context has: over a slow network, a first
+	// registration has none for a second try.
+	Call time.Duration
+	// Patience is how long etcd may be silent until the link is in doubt, and MaxPatience how long where round trips are
+	// known to be slow.
+	Patience, MaxPatience time.Duration
+}
+
+// A Caller is one user's use of a connection: its requests, each within its bound, with errors in plain words. It is safe
+// for concurrent use.
+type Caller struct {
+	conn   *Conn
+	bounds Bounds
+	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
+	misses atomic.Int32
+}
+
+// Caller returns a user of the connection.
+func (c *Conn) Caller(bounds Bounds) *Caller {
+	return &Caller{conn: c, bounds: bounds}
+}
+
+// call makes one request, within d where requests are bounded at all. It waits for a connection first, which may take
+// longer.
+func call[T any](ctx context.Context, c *Caller, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	ctx = clientv3.WithRequireLeader(ctx)
+	if c.bounds.Call == 0 {
+		answer, err = do(ctx, c.conn, c.patienceOn, request)
+		return answer, etcd.Plain(err)
+	}
+	if !c.conn.isReady() {
+		if err := c.longer(ctx, c.await); err != nil {
+			return answer, err
+		}
+	}
+	_, err = c.within(ctx, d, func(ctx context.Context) (err error) {
+		answer, err = do(ctx, c.conn, c.patienceOn, request)
+		return etcd.Plain(err)
+	})
+	return answer, err
+}
+
+// within bounds what there is to wait for, and counts it where it was in vain: not where ctx was done.
+func (c *Caller) within(ctx context.Context, d time.Duration, wait func(context.Context) error) (vain bool, err error) {
+	bound, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	err = wait(bound)
+	if vain = err != nil && errors.Is(bound.Err(), context.DeadlineExceeded) && ctx.Err() == nil; vain {
+		c.misses.Add(1)
+	}
+	return vain, err
+}
+
+// longer bounds a wait for a connection: longer and longer while it is in vain.
+func (c *Caller) longer(ctx context.Context, wait func(context.Context) error) error {
+	bound := max(c.bounds.Call, min(c.bounds.Call<<min(c.misses.Load(), 10), longestWait))
+	vain, err := c.within(ctx, bound, wait)
+	if vain {
+		return &etcd.UnsentError{Err: err}
+	}
+	if err == nil {
+		c.misses.Store(0)
+	}
+	return err
+}
+
+// await waits for a connection.
+func (c *Caller) await(ctx context.Context) error {
+	_, err := do(ctx, c.conn, c.patienceOn, func(ctx context.Context, l *link) (struct{}, error) {
+		return struct{}{}, l.await(ctx)
+	})
+	return etcd.Plain(err)
+}
+
+// awaitSound waits for a connection that is not silent.
+func (c *Caller) awaitSound(ctx context.Context) error {
+	l := c.conn.enter()
+	err := l.pulse.AwaitSound(ctx)
+	l.calls.Done()
+	if err != nil || c.conn.isReady() {
+		return err
+	}
+	return c.await(ctx)
+}
+
+// patienceOn stretches the patience where round trips are slow.
+func (c *Caller) patienceOn(l *link) time.Duration {
+	return min(max(c.bounds.Patience, l.pulse.Late()), max(c.bounds.Patience, c.bounds.MaxPatience))
+}
+
+// Ready waits until there is a connection that is not silent.
+func (c *Caller) Ready(ctx context.Context) error {
+	if c.bounds.Call == 0 {
+		return c.await(ctx)
+	}
+	return c.longer(ctx, c.awaitSound)
+}
+
+// Reconnected waits until the connection is another one than now. It returns false if ctx is done first.
+func (c *Caller) Reconnected(ctx context.Context) bool {
+	return c.onThisLink(ctx, func(still context.Context, l *link) {
+		if l.ready.awaitAnother(still) != nil && l.isClosedByCaller() {
+			<-ctx.Done()
+		}
+	})
+}
+
+// Pause waits for d, or until the connection is replaced. It returns false if ctx is done first.
+func (c *Caller) Pause(ctx context.Context, d time.Duration) bool {
+	return c.onThisLink(ctx, func(still context.Context, _ *link) { backoff.Pause(still, d) })
+}
+
+// onThisLink waits, at most for as long as the Conn stays on its link of now. It returns false if ctx is done first.
+func (c *Caller) onThisLink(ctx context.Context, wait func(context.Context, *link)) bool {
+	l := c.conn.enter()
+	defer l.calls.Done()
+	still, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.left, cancel)()
+	wait(still, l)
+	return ctx.Err() == nil
+}

@@ -1,0 +1,105 @@
+package conn
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/discov-go/discov/internal/auth"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+)
+
+// dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
+func dial(to Target, brisk bool, token string, heard func(rev int64)) (*link, error) {
+	l := newLink()
+	l.brisk, l.ours = brisk, true
+	client, err := l.newClient(to, token)
+	if err != nil {
+		l.leave()
+		return nil, fmt.Errorf("discov: make a client for %v: %w", to.list(), err)
+	}
+	l.attach(client, heard)
+	return l, nil
+}
+
+// newClient makes the client, with our settings, the user's tuning, and then what we do in the client's place.
+func (l *link) newClient(to Target, token string) (*clientv3.Client, error) {
+	config := settings(to, l.brisk)
+	ofTarget := config.TLS
+	if to.Tuning != nil {
+		if err := to.Tuning.Apply(&config); err != nil {
+			return nil, err
+		}
+	}
+	load := func() (*tls.Config, error) { return config.TLS, nil }
+	if to.hasFiles() && config.TLS == ofTarget {
+		load = to.Files.Load
+	}
+	takeLimits(&config)
+	takeTLS(&config, load)
+	l.takeAccount(&config, token)
+	return clientv3.New(config)
+}
+
+func settings(to Target, brisk bool) clientv3.Config {
+	connect := grpc.ConnectParams{
+		Backoff:           grpcbackoff.Config{BaseDelay: reconnectLeast, Multiplier: 1.6, Jitter: 0.2, MaxDelay: reconnectMost},
+		MinConnectTimeout: patientConnect,
+	}
+	if brisk {
+		connect.MinConnectTimeout = briskConnect
+		connect.Backoff.MaxDelay = briskReconnectMost
+	}
+	config := clientv3.Config{
+		Endpoints:            to.list(),
+		Username:             to.Login.User,
+		Password:             to.Login.Pass,
+		TLS:                  to.TLS.Clone(),
+		DialKeepAliveTime:    pingAfter,
+		DialKeepAliveTimeout: pingTimeout,
+		Logger:               zap.NewNop(),
+		DialOptions:          []grpc.DialOption{grpc.WithConnectParams(connect)},
+	}
+	if to.hasFiles() {
+		config.TLS = &tls.Config{MinVersion: tls.VersionTLS12} // stands for the files
+	}
+	return config
+}
+
+// takeLimits makes the client's limits of a message those of the connection: our calls are not the client's.
+func takeLimits(config *clientv3.Config) {
+	limits := []grpc.CallOption{grpc.MaxCallRecvMsgSize(math.MaxInt32)} // the client's default
+	if n := config.MaxCallRecvMsgSize; n > 0 {
+		limits = append(limits, grpc.MaxCallRecvMsgSize(n))
+	}
+	if n := config.MaxCallSendMsgSize; n > 0 {
+		limits = append(limits, grpc.MaxCallSendMsgSize(n))
+	}
+	config.DialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(limits...)}, config.DialOptions...)
+}
+
+// takeTLS takes the handshakes out of the client's hands into ours.
+func takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
+	if config.TLS == nil && !slices.ContainsFunc(config.Endpoints, IsSecure) {
+		return
+	}
+	ours := grpc.WithTransportCredentials(auth.TLS(load))
+	config.DialOptions = append([]grpc.DialOption{ours}, config.DialOptions...) // the tuning's own come after it
+}
+
+// takeAccount takes the account out of the client's hands into ours.
+func (l *link) takeAccount(config *clientv3.Config, token string) {
+	if config.Username == "" || config.Password == "" {
+		return
+	}
+	as := auth.Login{User: config.Username, Pass: config.Password}
+	ready := func(ctx context.Context, _ *grpc.ClientConn) error { return l.await(ctx) }
+	l.account = auth.New(l.left, as, len(config.Endpoints), token, ready)
+	config.Username, config.Password = "", ""
+	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)
+}

@@ -1,0 +1,206 @@
+package conn
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+)
+
+// keys are those that are watched over a connection. All of them are read now and then, many at once, in case that a watch
+// missed something: a watch is a hint, the read is the truth.
+type keys struct {
+	conn *Conn
+
+	mu       sync.Mutex
+	all      map[*key]struct{}
+	auditing bool // whether there is a goroutine
+}
+
+func newKeys(c *Conn) *keys {
+	return &keys{conn: c, all: map[*key]struct{}{}}
+}
+
+// key is one that is watched, on whichever stream. It is the Listener of its watch.
+type key struct {
+	of   *keys
+	name string
+	*etcd.Watcher
+
+	mu      sync.Mutex
+	now     etcd.Entry // as far as it is known
+	rev     int64      // when it was so
+	blind   bool       // whether the account may not watch it
+	another bool       // whether a member could not watch it, and the next one was asked
+	ended   bool
+	cancel  func() // of the watch; nil where there is none
+}
+
+// Watch tells of the key, which was so at revision rev, until it ends. It does not wait. An account that may read the key,
+// but not watch it, hears of it now and then.
+func (c *Caller) Watch(name string, now etcd.Entry, rev int64) *etcd.Watcher {
+	ks := c.conn.keys
+	k := &key{of: ks, name: name, now: now, rev: rev}
+	k.Watcher = etcd.NewWatcher(k.stop)
+	ks.add(k)
+	k.watch()
+	return k.Watcher
+}
+
+func (ks *keys) add(k *key) {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	ks.all[k] = struct{}{}
+	if !ks.auditing {
+		ks.auditing = true
+		ks.conn.run(ks.audit)
+	}
+}
+
+func (ks *keys) remove(k *key) {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	delete(ks.all, k)
+}
+
+// watch asks for a watch on the link of now.
+func (k *key) watch() {
+	l := k.of.conn.enter()
+	defer l.calls.Done()
+	if l.isClosedByCaller() {
+		k.finish(etcd.ErrClientClosed)
+		return
+	}
+	k.mu.Lock()
+	rev := k.rev + 1
+	k.mu.Unlock()
+	cancel := l.watches.Watch(k.name, rev, k)
+	k.mu.Lock()
+	ended := k.ended
+	k.cancel = cancel
+	k.mu.Unlock()
+	if ended {
+		cancel()
+	}
+}
+
+// stop ends the watch for its user.
+func (k *key) stop() {
+	k.of.remove(k)
+	k.mu.Lock()
+	cancel := k.cancel
+	k.ended, k.cancel = true, nil
+	k.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// finish tells the user that the watch has ended by itself.
+func (k *key) finish(err error) {
+	k.of.remove(k)
+	k.mu.Lock()
+	k.ended = true
+	k.mu.Unlock()
+	k.Watcher.End(err)
+}
+
+// Tell implements stream.Listener.
+func (k *key) Tell(now etcd.Entry, rev int64) {
+	k.mu.Lock()
+	isNew := rev > k.rev
+	if isNew {
+		k.now, k.rev, k.another = now, rev, false
+	}
+	k.mu.Unlock()
+	if isNew {
+		k.Watcher.Tell(now, rev)
+	}
+}
+
+// End implements stream.Listener. A watch that the account may not have is asked for again once the key can be read.
+func (k *key) End(err error) {
+	k.mu.Lock()
+	another := etcd.IsOfOneMember(err) && !k.another
+	k.another = k.another || another
+	k.blind = etcd.IsDenied(err)
+	blind := k.blind
+	k.mu.Unlock()
+	switch {
+	case another:
+		k.of.conn.run(k.watch)
+	case !blind:
+		k.finish(err)
+	}
+}
+
+// found takes what an audit has read at revision rev.
+func (k *key) found(now etcd.Entry, rev int64) {
+	k.mu.Lock()
+	blind := k.blind && !k.ended
+	isNew := rev >= k.rev && now.Rev != k.now.Rev
+	if k.blind = false; rev > k.rev {
+		k.now, k.rev = now, rev
+	}
+	k.mu.Unlock()
+	if isNew {
+		k.Watcher.Tell(now, rev)
+	}
+	if blind {
+		k.watch()
+	}
+}
+
+// audit reads all keys now and then, as long as there are any.
+func (ks *keys) audit() {
+	for backoff.Pause(ks.conn.ctx, backoff.Jitter(auditEvery)) {
+		these := ks.list()
+		if len(these) == 0 {
+			return
+		}
+		for batch := range slices.Chunk(these, auditBatch) {
+			ks.read(batch)
+		}
+	}
+}
+
+// list returns the keys of now. Where there are none, the audit ends.
+func (ks *keys) list() (these []*key) {
+	ks.mu.Lock()
+	defer ks.mu.Unlock()
+	for k := range ks.all {
+		these = append(these, k)
+	}
+	ks.auditing = len(these) > 0
+	return these
+}
+
+// read reads keys at once. Where one of several may not be read, each is read by itself; the one that may not be is told
+// so. What fails otherwise is left to the next audit: that etcd is ill shows elsewhere.
+func (ks *keys) read(batch []*key) {
+	txn := &pb.TxnRequest{}
+	for _, k := range batch {
+		txn.Success = append(txn.Success, readOf(k.name))
+	}
+	ctx, cancel := context.WithTimeout(ks.conn.ctx, auditTimeout)
+	defer cancel()
+	response, err := truly(ctx, ks.conn.own, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
+		return l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
+	})
+	switch {
+	case err == nil:
+		for i, k := range batch {
+			k.found(firstOf(response.GetResponses()[i].GetResponseRange()), response.GetHeader().GetRevision())
+		}
+	case etcd.IsDenied(err) && len(batch) == 1:
+		batch[0].finish(err)
+	case etcd.IsDenied(err):
+		for one := range slices.Chunk(batch, 1) {
+			ks.read(one)
+		}
+	}
+}

@@ -1,0 +1,92 @@
+package conn
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcd"
+)
+
+// do makes a request over the link of now, and over the next one where the Conn moves on meanwhile.
+func do[T any](ctx context.Context, c *Conn, patience func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	for {
+		l := c.enter()
+		answer, err = onLink(ctx, c, l, patience(l), request)
+		moved := l.left.Err() != nil
+		l.calls.Done()
+		if err == nil || !moved || ctx.Err() != nil {
+			return answer, err
+		}
+	}
+}
+
+// onLink makes a request over a link. Where one member cannot do it, the next is asked at once.
+func onLink[T any](ctx context.Context, c *Conn, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	if l.isClosedByCaller() {
+		return answer, etcd.ErrClientClosed
+	}
+	answer, err = again(ctx, c, l, patience, request)
+	if etcd.IsOfOneMember(err) && ctx.Err() == nil && l.members() > 1 && l.ready.isReady() {
+		answer, err = again(ctx, c, l, patience, request)
+	}
+	switch {
+	case err != nil && l.isClosedByCaller():
+		return answer, etcd.ErrClientClosed
+	case isMute(err) && l.left.Err() == nil && !l.ready.isReady():
+		return answer, l.ready.because(err)
+	}
+	return answer, err
+}
+
+// again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
+// to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
+func again[T any](ctx context.Context, c *Conn, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	r := &race[T]{cancel: cancel}
+	began := time.Now()
+	pause := max(askAgain, l.pulse.Late())
+	try := func() {
+		began, connected := time.Now(), l.ready.isReady()
+		answer, err := request(ctx, l)
+		if err == nil && connected {
+			l.pulse.NoteRoundTrip(began, time.Now())
+		} else if err == nil {
+			l.pulse.NoteAnswer()
+		}
+		r.end(answer, err)
+	}
+	done := l.attendant.attend(&pending{
+		cancel:   cancel,
+		patience: patience,
+		suspect: func() bool {
+			// With several members, one that is silent may hide behind the answers of the others.
+			return (l.pulse.IsSilentSince(began) || l.members() > 1) && c.suspect(l)
+		},
+		pause: pause,
+		repeat: func() {
+			if ctx.Err() == nil && l.ready.isReady() && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(began, pause) {
+				l.calls.Go(try)
+			}
+		},
+	})
+	defer done()
+	try()
+	return r.answer, r.err
+}
+
+// race is among the tries of one request: the first that ends wins, and ends the others.
+type race[T any] struct {
+	cancel context.CancelFunc
+	once   sync.Once
+	answer T
+	err    error
+}
+
+func (r *race[T]) end(answer T, err error) {
+	r.once.Do(func() {
+		r.answer, r.err = answer, err
+		r.cancel()
+	})
+}

@@ -1,0 +1,242 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcd"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// Grant creates a lease with an ID that next gives, another one for each try, for the TTL or longer, as etcd has it.
+//
+// It may outlast its ctx, by a bound. The strays are leases that etcd may grant as well, even after they were revoked, so
+// that nothing must ever be put on them: what was asked for without an answer.
+func (c *Caller) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
+	tries := grantTries{next: next}
+	lease, err = call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
+		return c.grant(ctx, l, ttl, &tries)
+	})
+	if err != nil {
+		return nil, tries.end(clientv3.NoLease), err
+	}
+	return lease, tries.end(lease.ID), nil
+}
+
+func (c *Caller) grant(ctx context.Context, l *link, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
+	granted := make(chan *etcd.Keepalive, 1)
+	failed := make(chan error, 1)
+	l.calls.Go(func() {
+		lease, err := l.grant(ctx, max(c.bounds.Call, askAgain), ttl, tries)
+		if err != nil {
+			failed <- err
+			return
+		}
+		granted <- lease
+	})
+	select {
+	case lease := <-granted:
+		return lease, nil
+	case err := <-failed:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.
+func (l *link) grant(ctx context.Context, by, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
+	if l.ready.isReady() {
+		// Bounded, not cancelled: etcd might grant the lease after it was revoked.
+		var cancel context.CancelFunc
+		ctx, cancel = l.outlast(ctx, by)
+		defer cancel()
+	}
+	for {
+		id, err := tries.begin()
+		if err != nil {
+			return nil, err
+		}
+		asked := time.Now()
+		request := &pb.LeaseGrantRequest{ID: int64(id), TTL: int64(ttl / time.Second)}
+		response, err := l.leases.LeaseGrant(ctx, request, grpc.WaitForReady(true))
+		switch e := etcd.Plain(err); {
+		case err == nil:
+			return etcd.NewKeepalive(id, time.Duration(response.GetTTL())*time.Second, asked), nil
+		case errors.Is(e, rpctypes.ErrLeaseExist):
+			tries.drop(id)
+			continue
+		case etcd.IsRefusal(e) && !errors.Is(e, rpctypes.ErrNoSpace): // that its disk is full, etcd may find out once it has granted
+			tries.drop(id)
+		}
+		return nil, err
+	}
+}
+
+// grantTries are the lease IDs that a grant has asked for.
+type grantTries struct {
+	next func() clientv3.LeaseID
+
+	mu    sync.Mutex
+	ids   []clientv3.LeaseID
+	ended bool
+}
+
+// begin returns an ID to ask for, unless the grant has returned.
+func (t *grantTries) begin() (clientv3.LeaseID, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return clientv3.NoLease, context.Canceled
+	}
+	id := t.next()
+	t.ids = append(t.ids, id)
+	return id, nil
+}
+
+// drop forgets an ID of which etcd has told.
+func (t *grantTries) drop(id clientv3.LeaseID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ids = slices.DeleteFunc(t.ids, func(one clientv3.LeaseID) bool { return one == id })
+}
+
+// end returns the IDs that are left beside the one that was granted.
+func (t *grantTries) end(granted clientv3.LeaseID) []clientv3.LeaseID {
+	t.drop(granted)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = true
+	return slices.Clone(t.ids)
+}
+
+// Renew renews the lease now. It returns rpctypes.ErrLeaseNotFound where the lease has ended.
+func (c *Caller) Renew(ctx context.Context, lease *etcd.Keepalive) error {
+	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (struct{}, error) {
+		return struct{}{}, l.renewals.Renew(ctx, lease)
+	})
+	return err
+}
+
+// Revoke ends the lease; one that does not exist is no error.
+func (c *Caller) Revoke(ctx context.Context, id clientv3.LeaseID) error {
+	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
+		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
+	})
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+// Get reads the key, linearizably, and etcd's revision.
+func (c *Caller) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
+	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
+		return l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
+	})
+	return firstOf(response), response.GetHeader().GetRevision(), err
+}
+
+// Leases returns the leases of all keys that begin so, or of the one key where that is whole, and etcd's revision.
+func (c *Caller) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
+	request := &pb.RangeRequest{Key: []byte(key), KeysOnly: true}
+	if !whole {
+		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
+	}
+	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
+		return l.kv.Range(ctx, request, grpc.WaitForReady(true))
+	})
+	for _, kv := range response.GetKvs() {
+		if kv.GetLease() != 0 {
+			ids = append(ids, clientv3.LeaseID(kv.GetLease()))
+		}
+	}
+	return ids, response.GetHeader().GetRevision(), err
+}
+
+// Put writes a key, whatever is there.
+func (c *Caller) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
+	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.PutResponse, error) {
+		return l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
+	})
+	return response.GetHeader().GetRevision(), err
+}
+
+// PutOver writes a key if nobody has written it since was was read, and otherwise returns what is there.
+func (c *Caller) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error) {
+	txn := &pb.TxnRequest{
+		Compare: []*pb.Compare{{
+			Key:         []byte(what.Key),
+			Target:      pb.Compare_MOD,
+			Result:      pb.Compare_EQUAL,
+			TargetUnion: &pb.Compare_ModRevision{ModRevision: was.Rev},
+		}},
+		Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestPut{RequestPut: putOf(what)}}},
+		Failure: []*pb.RequestOp{readOf(what.Key)},
+	}
+	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
+		return l.kv.Txn(ctx, txn, grpc.WaitForReady(true), whileLatest(what))
+	})
+	if err == nil && !response.GetSucceeded() {
+		now = firstOf(response.GetResponses()[0].GetResponseRange())
+	}
+	return response.GetSucceeded(), now, response.GetHeader().GetRevision(), err
+}
+
+// hasHeader is a response that tells etcd's revision.
+type hasHeader interface{ GetHeader() *pb.ResponseHeader }
+
+// truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
+func truly[T hasHeader](ctx context.Context, c *Caller, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	before := c.conn.history.latest()
+	answer, err = call(ctx, c, c.bounds.Call, request)
+	if err == nil {
+		c.conn.note(before, answer.GetHeader().GetRevision())
+	}
+	return answer, err
+}
+
+func rangeOf(key string) *pb.RangeRequest {
+	return &pb.RangeRequest{Key: []byte(key)}
+}
+
+func readOf(key string) *pb.RequestOp {
+	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}
+}
+
+func putOf(what etcd.Write) *pb.PutRequest {
+	return &pb.PutRequest{Key: []byte(what.Key), Value: []byte(what.Value), Lease: int64(what.Lease)}
+}
+
+// whileLatest keeps a write from being sent once it is outdated. When the connection is lost, gRPC holds a request back for
+// the next one, and asks for credentials just before it sends it.
+func whileLatest(what etcd.Write) grpc.CallOption {
+	return grpc.PerRPCCredentials(latestOnly(what))
+}
+
+type latestOnly etcd.Write
+
+// GetRequestMetadata implements gRPC's PerRPCCredentials.
+func (l latestOnly) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if l.Outdated() {
+		return nil, etcd.ErrOutdated
+	}
+	return nil, nil
+}
+
+// RequireTransportSecurity implements gRPC's PerRPCCredentials.
+func (latestOnly) RequireTransportSecurity() bool { return false }
+
+// firstOf returns the one key of a response to rangeOf.
+func firstOf(response *pb.RangeResponse) etcd.Entry {
+	if len(response.GetKvs()) == 0 {
+		return etcd.Entry{}
+	}
+	return etcd.EntryOf(response.GetKvs()[0])
+}
