@@ -545,7 +545,7 @@ type lateEtcd struct {
 	giveUp context.CancelFunc
 }
 
-func (l lateEtcd) put(ctx context.Context, what etcd.Write) (int64, error) {
+func (l lateEtcd) Put(ctx context.Context, what etcd.Write) (int64, error) {
 	rev, err := l.fakeEtcd.Put(ctx, what)
 	l.giveUp()
 	time.Sleep(time.Second)
