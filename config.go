@@ -21,7 +21,7 @@ import (
 // github.com/goccy/go-yaml do. Unknown fields are errors; a field that is absent keeps the value it had.
 //
 // It is stricter than go-zero's EtcdConf, which takes a user without a password for no account, two of three TLS files
-// for no TLS, and a negative ID for none: there the slip is a service that connects in the clear, or under another key.
+// for no TLS, and a negative ID for none: there the typo is a service that connects in the clear, or under another key.
 type Config struct {
 	// Hosts are etcd's endpoints.
 	Hosts []string `json:"Hosts" yaml:"Hosts"`
@@ -188,50 +188,48 @@ func (c Config) Validate() error {
 	reject := func(kind error, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("discov: config: %w: %s", kind, fmt.Sprintf(format, args...)))
 	}
+	c.validateHosts(reject)
+	if c.Key == "" {
+		reject(ErrKey, "Key is empty")
+	}
+	if err := checkID(c.ID); err != nil && c.ID != 0 {
+		reject(ErrID, "ID is %d: %v", c.ID, err)
+	}
+	if c.ExactKey && c.ID > 0 {
+		reject(ErrOptions, "ExactKey leaves no place for ID %d", c.ID)
+	}
+	if account := (login{user: c.User, pass: c.Pass}); account != (login{}) {
+		if err := checkAccount(account, "User", "Pass"); err != nil {
+			reject(ErrAccount, "%v", err)
+		}
+	}
+	c.validateTLS(reject)
+	if err := checkTTL(c.TTL); err != nil && c.TTL != 0 {
+		reject(ErrTTL, "TTL is %v: %v", c.TTL, err)
+	}
+	if err := checkTimeout(c.Timeout); err != nil && c.Timeout != 0 {
+		reject(ErrTimeout, "Timeout is %v: %v", c.Timeout, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateHosts(reject func(kind error, format string, args ...any)) {
 	if len(c.Hosts) == 0 {
 		reject(ErrEndpoints, "Hosts is empty")
+		return
+	}
+	withTLS := c.CertFile != ""
+	if err := checkTogether(c.Hosts, withTLS); err != nil {
+		reject(ErrEndpoints, "Hosts: %v", err)
 	}
 	for i, host := range c.Hosts {
 		if err := checkEndpoint(host); err != nil {
 			reject(ErrEndpoints, "Hosts[%d] is %q: %v", i, host, err)
 		}
+		if withTLS && isPlaintext(host) {
+			reject(ErrTLS, "Hosts[%d]: %q is plaintext, yet TLS was asked for", i, host)
+		}
 	}
-	if c.Key == "" {
-		reject(ErrKey, "Key is empty")
-	}
-	if c.ID < 0 {
-		reject(ErrID, "ID is %d, want a positive number", c.ID)
-	}
-	if c.ExactKey && c.ID > 0 {
-		reject(ErrOptions, "ExactKey leaves no place for ID %d", c.ID)
-	}
-	if c.User != "" && c.Pass == "" {
-		reject(ErrAccount, "User is set, Pass is not")
-	}
-	if c.User == "" && c.Pass != "" {
-		reject(ErrAccount, "Pass is set, User is not")
-	}
-	c.validateTLS(reject)
-	if c.TTL != 0 && (c.TTL < time.Second || c.TTL%time.Second != 0 || c.TTL/time.Second > maxTTL) {
-		reject(ErrTTL, "TTL is %v, want whole seconds, from 1s", c.TTL)
-	}
-	if c.Timeout != 0 && c.Timeout < minTimeout {
-		reject(ErrTimeout, "Timeout is %v, want %v or more", c.Timeout, minTimeout)
-	}
-	if len(errs) == 0 {
-		errs = c.misfits()
-	}
-	return errors.Join(errs...)
-}
-
-// misfits is what a Publisher finds wrong with fields that are each well by themselves.
-func (c Config) misfits() []error {
-	var p Publisher
-	for _, opt := range c.options() {
-		opt(&p)
-	}
-	p.opts.validateEndpoints(c.Hosts)
-	return p.opts.errs
 }
 
 func (c Config) validateTLS(reject func(kind error, format string, args ...any)) {
@@ -255,7 +253,7 @@ func (c Config) validateTLS(reject func(kind error, format string, args ...any))
 	}
 }
 
-// NewPublisher validates c and makes its Publisher, with value to publish. The opts come last, and have the last word.
+// NewPublisher validates c and makes its Publisher, with value to publish. The opts come last, and override c.
 func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err

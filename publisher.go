@@ -141,6 +141,11 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 	return p
 }
 
+// validate returns all that is wrong with what the user gave, joined.
+func (p *Publisher) validate() error {
+	return p.opts.validate(p.endpoints, p.prefix, p.Status().Value)
+}
+
 // KeepAlive registers, and returns when the key is in etcd; from then on it is kept there in the background, until Stop.
 // While paused it returns nil, and Resume registers. When the first registration fails within the timeout, KeepAlive
 // returns why, leaves nothing behind, and may be called again; where etcd did not confirm in time that nothing is left, the

@@ -1,0 +1,89 @@
+package discov
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// schemeOf returns the scheme of an endpoint, or "" if it has none.
+func schemeOf(endpoint string) string {
+	if scheme, _, ok := strings.Cut(endpoint, "://"); ok {
+		return scheme
+	}
+	if scheme, _, ok := strings.Cut(endpoint, ":"); ok && (scheme == "unix" || scheme == "unixs") {
+		return scheme
+	}
+	return ""
+}
+
+// isSecure reports whether an endpoint asks for TLS by itself.
+func isSecure(endpoint string) bool {
+	scheme := schemeOf(endpoint)
+	return scheme == "https" || scheme == "unixs"
+}
+
+// isPlaintext reports whether an endpoint excludes TLS by itself.
+func isPlaintext(endpoint string) bool {
+	scheme := schemeOf(endpoint)
+	return scheme == "http" || scheme == "unix"
+}
+
+// checkEndpoint returns what is wrong with one endpoint.
+func checkEndpoint(endpoint string) error {
+	switch scheme := schemeOf(endpoint); scheme {
+	case "":
+		return checkHostPort(endpoint)
+	case "unix", "unixs":
+		if strings.TrimLeft(strings.TrimPrefix(endpoint, scheme+":"), "/") == "" {
+			return errors.New("no socket path")
+		}
+		return nil
+	case "http", "https":
+		u, err := url.Parse(endpoint)
+		if err != nil {
+			return errors.Unwrap(err)
+		}
+		if u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			return errors.New("want no more than scheme://host:port")
+		}
+		return checkHostPort(u.Host)
+	default:
+		return fmt.Errorf("unknown scheme %q", scheme)
+	}
+}
+
+func checkHostPort(hostPort string) error {
+	host, port, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		return fmt.Errorf("want host:port: %w", err)
+	}
+	if host == "" || strings.ContainsAny(host, " \t\r\n/") {
+		return fmt.Errorf("bad host %q", host)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("bad port %q", port)
+	}
+	return nil
+}
+
+// checkTogether returns what is wrong with endpoints as those of one client, which all get TLS or none. withTLS is whether
+// it was asked for besides.
+func checkTogether(endpoints []string, withTLS bool) error {
+	first := slices.Min(endpoints)
+	if _, err := url.Parse("etcd:///" + first); err != nil { // the client makes its target of the first
+		return fmt.Errorf("%q: %w", first, errors.Unwrap(err))
+	}
+	if !withTLS && slices.ContainsFunc(endpoints, isSecure) && !allSecure(endpoints) {
+		return fmt.Errorf("some say https and some do not: %s", strings.Join(endpoints, ", "))
+	}
+	return nil
+}
+
+func allSecure(endpoints []string) bool {
+	return !slices.ContainsFunc(endpoints, func(endpoint string) bool { return !isSecure(endpoint) })
+}

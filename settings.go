@@ -1,0 +1,185 @@
+package discov
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// defaultTTL is go-zero's: long enough for a restart of etcd, short enough for callers of a process that died.
+	defaultTTL = 10 * time.Second
+	// maxTTL is etcd's MaxLeaseTTL, in seconds.
+	maxTTL = 9_000_000_000
+	// defaultTimeout bounds a call of the user's.
+	defaultTimeout = 5 * time.Second
+	// minTimeout leaves room for a connection, a grant and a put on one network.
+	minTimeout = 100 * time.Millisecond
+)
+
+// options is what the PubOptions set; nobody writes it after NewPublisher. It stands apart from them, so that those who
+// read it need not know the Publisher.
+type options struct {
+	id              int64
+	hasID           bool
+	exactKey        bool
+	ttl             time.Duration
+	timeout         time.Duration
+	backgroundStart bool
+	life            context.Context
+	logger          *slog.Logger
+	observer        func(Event)
+
+	account *login
+	files   *tlsFiles
+	tls     *tls.Config
+	client  *clientv3.Client
+	tune    *clientTuning
+
+	errs []error // of options that were given what cannot be kept here
+}
+
+// clientTuning has an identity, unlike the func in it: Publishers that were given the same option share a connection.
+type clientTuning struct {
+	apply func(*clientv3.Config)
+}
+
+// defaultOptions is the one place of every default.
+func defaultOptions() options {
+	return options{
+		ttl:     defaultTTL,
+		timeout: defaultTimeout,
+		logger:  slog.Default(),
+	}
+}
+
+func (o *options) reject(kind error, format string, args ...any) {
+	o.errs = append(o.errs, fmt.Errorf("discov: %w: %s", kind, fmt.Sprintf(format, args...)))
+}
+
+// validate returns all that is wrong with what the user gave, joined.
+func (o options) validate(endpoints []string, key, value string) error {
+	o.errs = slices.Clone(o.errs)
+	if key == "" {
+		o.reject(ErrKey, "the key is empty")
+	}
+	if value == "" {
+		o.reject(ErrValue, "the value of key %q is empty", key)
+	}
+	o.validateKeeping()
+	if o.client != nil {
+		o.validateOwnClient()
+		return errors.Join(o.errs...)
+	}
+	o.validateEndpoints(endpoints)
+	o.validateAccess()
+	return errors.Join(o.errs...)
+}
+
+// validateKeeping is about how the key is kept.
+func (o *options) validateKeeping() {
+	if err := checkID(o.id); err != nil && o.hasID {
+		o.reject(ErrID, "WithId(%d): %v", o.id, err)
+	}
+	if o.exactKey && o.hasID {
+		o.reject(ErrOptions, "WithExactKey excludes WithId(%d)", o.id)
+	}
+	if err := checkTTL(o.ttl); err != nil {
+		o.reject(ErrTTL, "WithTTL(%v): %v", o.ttl, err)
+	}
+	if err := checkTimeout(o.timeout); err != nil {
+		o.reject(ErrTimeout, "WithTimeout(%v): %v", o.timeout, err)
+	}
+}
+
+func (o *options) validateOwnClient() {
+	if o.account != nil || o.files != nil || o.tls != nil || o.tune != nil {
+		o.reject(ErrOptions, "WithClient excludes the options that make a client: account, TLS and client config")
+	}
+}
+
+func (o *options) validateEndpoints(endpoints []string) {
+	if len(endpoints) == 0 {
+		o.reject(ErrEndpoints, "there are none")
+		return
+	}
+	withTLS := o.tls != nil || o.files != nil
+	if err := checkTogether(endpoints, withTLS); err != nil {
+		o.reject(ErrEndpoints, "%v", err)
+	}
+	for _, endpoint := range endpoints {
+		if err := checkEndpoint(endpoint); err != nil {
+			o.reject(ErrEndpoints, "%q: %v", endpoint, err)
+		}
+		if withTLS && isPlaintext(endpoint) {
+			o.reject(ErrTLS, "endpoint %q is plaintext, yet TLS was asked for", endpoint)
+		}
+	}
+}
+
+// validateAccess is about what the library's client shows to etcd, and demands of it.
+func (o *options) validateAccess() {
+	if o.account != nil {
+		if err := checkAccount(*o.account, "user", "password"); err != nil {
+			o.reject(ErrAccount, "WithPubEtcdAccount: %v", err)
+		}
+	}
+	if o.files == nil {
+		return
+	}
+	if o.tls != nil {
+		o.reject(ErrOptions, "WithTLSConfig excludes WithPubEtcdTLS")
+	}
+	_, certErr := o.files.loadCertificate()
+	_, caErr := o.files.loadCA()
+	for _, err := range []error{certErr, caErr} {
+		if err != nil {
+			o.reject(ErrTLS, "%v", err)
+		}
+	}
+}
+
+// The checks of single values, which are those of a Config too.
+
+func checkID(id int64) error {
+	if id <= 0 {
+		return errors.New("want a positive number")
+	}
+	return nil
+}
+
+func checkTTL(ttl time.Duration) error {
+	if ttl < time.Second || ttl%time.Second != 0 || ttl/time.Second > maxTTL {
+		return fmt.Errorf("want whole seconds, from 1s to %ds", int64(maxTTL))
+	}
+	return nil
+}
+
+func checkTimeout(timeout time.Duration) error {
+	if timeout < minTimeout {
+		return fmt.Errorf("want %v or more", minTimeout)
+	}
+	return nil
+}
+
+// checkAccount names the user and the password as they are named where they were given. It never tells the password itself.
+func checkAccount(account login, user, password string) error {
+	switch {
+	case account.user == "" && account.pass == "":
+		return fmt.Errorf("%s and %s are empty", user, password)
+	case account.user == "":
+		return fmt.Errorf("%s is set, %s is not", password, user)
+	case account.pass == "":
+		return fmt.Errorf("%s is %q, %s is not set", user, account.user, password)
+	case !utf8.ValidString(account.user) || !utf8.ValidString(account.pass):
+		return fmt.Errorf("user %q or its password is not UTF-8, which etcd wants", account.user)
+	}
+	return nil
+}
