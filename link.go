@@ -253,24 +253,6 @@ func (l *link) takeAccount(config *clientv3.Config, token string) error {
 	return nil
 }
 
-// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error. So does runtime.Goexit,
-// which testing's FailNow is.
-func (t *clientTuning) run(config *clientv3.Config) error {
-	outcome := make(chan error)
-	go func() {
-		err := fmt.Errorf("%w: WithClientConfig ended its goroutine", ErrOptions)
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
-			}
-			outcome <- err
-		}()
-		t.apply(config)
-		err = nil
-	}()
-	return <-outcome
-}
-
 // close ends the streams, and the client if it is the library's. All calls must have been told to end.
 func (l *link) close() {
 	l.leave()

@@ -9,7 +9,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -332,19 +331,14 @@ func TestTheClientConfigMayLimitMessages(t *testing.T) {
 	requireValue(t, srv, testFullKey, testValue)
 }
 
-func TestAClientConfigThatDoesNotReturnIsAnError(t *testing.T) {
+func TestAClientConfigThatPanicsIsAnError(t *testing.T) {
 	t.Parallel()
-	for want, end := range map[string]func(){
-		"oh dear":             func() { panic("oh dear") },
-		"ended its goroutine": runtime.Goexit,
-	} {
-		p := newTestPublisher(t, []string{"127.0.0.1:1"}, WithClientConfig(func(*clientv3.Config) { end() }))
-		err := p.KeepAlive()
-		require.ErrorIs(t, err, ErrOptions)
-		require.ErrorContains(t, err, want)
-		require.Equal(t, StateIdle, p.Status().State)
-		require.ErrorIs(t, p.KeepAlive(), ErrOptions, "and nothing is held up by it")
-	}
+	p := newTestPublisher(t, []string{"127.0.0.1:1"}, WithClientConfig(func(*clientv3.Config) { panic("oh dear") }))
+	err := p.KeepAlive()
+	require.ErrorIs(t, err, ErrOptions)
+	require.ErrorContains(t, err, "oh dear")
+	require.Equal(t, StateIdle, p.Status().State)
+	require.ErrorIs(t, p.KeepAlive(), ErrOptions, "and nothing is held up by it")
 }
 
 func TestAClientConfigThatAsksBeforeThereIsAClientIsAnErrorWithAnAccount(t *testing.T) {
@@ -610,17 +604,6 @@ func TestAnObserverThatPanicsIsToldInTheLogAndCalledAgain(t *testing.T) {
 	requireValue(t, srv, testFullKey, testValue)
 	p.Stop()
 	etcdtest.RequireSoon(t, eventually, func() bool { return calls.Load() == 4 && strings.Count(log.String(), "oh dear") == 4 })
-}
-
-func TestAnObserverThatEndsItsGoroutineIsCalledAgain(t *testing.T) {
-	t.Parallel()
-	var calls atomic.Int32
-	p := published(t, quickEtcd(t).Endpoints(), WithObserver(func(Event) {
-		calls.Add(1)
-		runtime.Goexit()
-	}))
-	p.Stop()
-	etcdtest.RequireSoon(t, eventually, func() bool { return calls.Load() == 4 })
 }
 
 func TestAnObserverMayCallThePublisher(t *testing.T) {

@@ -51,6 +51,17 @@ type clientTuning struct {
 	apply func(*clientv3.Config)
 }
 
+// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
+func (t *clientTuning) run(config *clientv3.Config) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
+		}
+	}()
+	t.apply(config)
+	return nil
+}
+
 // defaultOptions is the one place of every default.
 func defaultOptions() options {
 	return options{

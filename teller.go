@@ -33,7 +33,7 @@ func newQuota() *quota {
 	return &quota{left: linesBurst, counted: time.Now()}
 }
 
-// take says whether a line may be written, and how many could not be since the last one.
+// take reports whether a line may be written, and how many were held back since the last one.
 func (q *quota) take() (ok bool, suppressed int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -93,16 +93,9 @@ func (t *teller) add(event Event) {
 }
 
 func (t *teller) run() {
-	told := false
-	defer func() {
-		if !told {
-			go t.run() // the user's code has ended the goroutine, with runtime.Goexit
-		}
-	}()
 	for {
 		event, missed, ok := t.next()
 		if !ok {
-			told = true
 			return
 		}
 		t.guard("logger", func() {
@@ -131,23 +124,23 @@ func (t *teller) next() (event Event, missed int, ok bool) {
 
 // guard runs the user's code. A panic in it, or slowness, goes to the log.
 func (t *teller) guard(whose string, run func()) {
-	slow := time.AfterFunc(slowObserver, func() { t.lastWord("discov: the " + whose + " is slow") })
+	slow := time.AfterFunc(slowObserver, func() { t.warn("discov: the " + whose + " is slow") })
 	defer func() {
 		slow.Stop()
 		if p := recover(); p != nil {
-			t.lastWord("discov: the "+whose+" panicked", "panic", p)
+			t.warn("discov: the "+whose+" panicked", "panic", p)
 		}
 	}()
 	run()
 }
 
-// lastWord logs what went wrong in the user's code, which may be the logger itself.
-func (t *teller) lastWord(message string, args ...any) {
+// warn logs what went wrong in the user's code, which may be the logger itself.
+func (t *teller) warn(message string, args ...any) {
 	defer func() { _ = recover() }()
 	t.logger.Warn(message, args...)
 }
 
-// log says what a reader with a pager wants to know: what was lost, since when, why, and when it was back.
+// log tells what a reader with a pager wants to know: what was lost, since when, why, and when it was back.
 func (t *teller) log(e Event) {
 	switch {
 	case e.From == e.To:
