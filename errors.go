@@ -64,6 +64,10 @@ type WithdrawError struct {
 	Err error
 }
 
+func newWithdrawError(key string, until time.Time, err error) *WithdrawError {
+	return &WithdrawError{Key: key, Until: until, Err: err}
+}
+
 // Error implements error.
 func (e *WithdrawError) Error() string {
 	if e.Until.IsZero() {

@@ -76,7 +76,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 // publisher returns a Publisher on the fake.
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
-	p.connect = func() (store, func(), error) {
+	p.connect = func(context.Context) (store, func(), error) {
 		return f, func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }, nil
 	}
 	return p

@@ -3,9 +3,7 @@ package discov
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
@@ -18,132 +16,136 @@ const (
 	cleanUpShare = 10
 	// cleanUpAtLeast is what the clean-up gets when the caller has given up.
 	cleanUpAtLeast = 50 * time.Millisecond
+	// connectAtOnce is how long a start in the background waits for its client, to return why none can be made.
+	connectAtOnce = 50 * time.Millisecond
 	// A key that is put in doubt quickDoubts times in a row, each within calm of the one before, is mended with pauses.
 	quickDoubts = 10
 	calm        = time.Second
 )
 
-// wish is what the user wants.
-type wish int
+// keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
+type keeper struct {
+	*ledger
+	opts options
+	// connect gives it its etcd, and how to release it.
+	connect func(context.Context) (store, func(), error)
+}
 
-const (
-	wishPublished wish = iota
-	wishPaused
-	wishStopped
-)
-
-// share is the real connect: a session on the connection that is shared.
-func (p *Publisher) share() (store, func(), error) {
-	c, err := connections.acquire(newTarget(p.endpoints, p.opts))
+// run is the keeper's life. It answers first with the outcome of the first registration within its bound: with an error,
+// or where the caller has given up, all is undone.
+func (k *keeper) run(first *start) {
+	on, release, err := k.connectFirst(first)
 	if err != nil {
+		k.fail(first, err, nil)
+		return
+	}
+	r := k.newRegistration(on)
+	if err = k.begin(first.bound, r); err == nil {
+		err = k.begun(first)
+	}
+	if err != nil {
+		left := k.undo(first.bound, r)
+		release()
+		k.fail(first, err, left)
+		return
+	}
+	left := k.keep(r)
+	release()
+	k.finish(left)
+}
+
+// keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
+func (k *keeper) keep(r *registration) error {
+	for {
+		switch want, latch := k.heed(); want {
+		case wantPublished:
+			k.publish(latch, r)
+		case wantPaused:
+			k.stayWithdrawn(latch, r)
+		case wantStopped:
+			return k.withdrawForGood(r)
+		}
+	}
+}
+
+// publish reconciles and holds in turn, until ctx is done.
+func (k *keeper) publish(ctx context.Context, r *registration) {
+	retry, quick := backoff.New(), 0
+	for ctx.Err() == nil {
+		if !r.settled {
+			if err := k.reconcile(ctx, r); err != nil {
+				r.rest(ctx, retry, err)
+				continue
+			}
+		}
+		began := time.Now()
+		doubt := k.hold(ctx, r)
+		if errors.Is(doubt, errValueUpdated) {
+			continue
+		}
+		if quick++; time.Since(began) > calm {
+			quick = 0
+			retry.Reset()
+		}
+		if quick > quickDoubts {
+			retry.Wait(ctx)
+		}
+	}
+}
+
+// connectFirst connects. A start in the background that is not connected at once goes on trying, once it has promised.
+func (k *keeper) connectFirst(first *start) (store, func(), error) {
+	ctx, cancel := context.WithCancel(first.bound)
+	defer cancel()
+	defer context.AfterFunc(k.wish.stop, cancel)()
+	if !k.opts.backgroundStart {
+		return k.connect(ctx)
+	}
+	ctx, cancel = context.WithTimeout(ctx, connectAtOnce)
+	defer cancel()
+	on, release, err := k.connect(ctx)
+	if err != nil && ctx.Err() == nil {
 		return nil, nil, err
 	}
-	p.teller.share(c.quota)
-	s := &session{
-		conn:        c,
-		call:        p.opts.timeout / 2,
-		patience:    min(p.opts.timeout/4, p.opts.ttl/8),
-		maxPatience: p.opts.timeout / 4,
-	}
-	return s, func() { connections.release(c) }, nil
-}
-
-func (p *Publisher) newRegistration(on store) *registration {
-	r := &registration{
-		store:    on,
-		latest:   p.latest,
-		outdated: p.outdated,
-		prefix:   p.prefix,
-		suffixed: !p.opts.exactKey,
-		id:       p.opts.id,
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	r.key = p.status.Key // of leases that are left
-	r.leases = leases{store: on, asked: p.opts.ttl, former: p.left, onRenew: p.noteLease}
-	p.withdrawn = len(p.left) == 0
-	p.left, p.outcome = nil, nil
-	return r
-}
-
-// outcome is that of a first registration. Whoever takes it first decides: the goroutine with a result, or KeepAlive,
-// which has no time left.
-type outcome struct {
-	taken atomic.Bool
-	err   chan error // room for one
-}
-
-func newOutcome() *outcome {
-	return &outcome{err: make(chan error, 1)}
-}
-
-func (o *outcome) take() bool { return o.taken.CompareAndSwap(false, true) }
-
-// run is the life of a started Publisher, on a goroutine of its own. first gets the outcome of the first registration
-// within bound; with an error, or where KeepAlive has returned with one before, all is undone.
-func (p *Publisher) run(bound context.Context, first *outcome) {
-	on, release, err := p.connectFirst(first)
-	if err != nil {
-		p.finish(err, nil)
-		first.err <- err
-		return
-	}
-	r := p.newRegistration(on)
-	err = p.begin(bound, r)
-	if err == nil && (first.take() || p.opts.backgroundStart) {
-		first.err <- p.stoppedEarly()
-		left := p.keep(r)
-		release()
-		p.finish(nil, left)
-		return
-	}
-	if err == nil {
-		err = p.abandon(bound)
-	}
-	left := p.undo(bound, r)
-	release()
-	p.finish(err, left)
-	if left != nil {
-		err = fmt.Errorf("%w; %w", err, left)
-	}
-	first.err <- err
-}
-
-// connectFirst connects, and goes on trying where a start in the background has been promised already.
-func (p *Publisher) connectFirst(first *outcome) (store, func(), error) {
-	for retry := backoff.New(); ; {
-		on, release, err := p.connect()
-		if err == nil || first.take() || !p.opts.backgroundStart {
-			return on, release, err
-		}
-		p.noteUnconnected(err)
-		if !retry.Wait(p.stop) {
+	k.promise(first)
+	for retry := backoff.New(); err != nil; on, release, err = k.connect(k.wish.stop) {
+		k.noteUnconnected(err)
+		if !retry.Wait(k.wish.stop) {
 			return nil, nil, err
 		}
 	}
+	return on, release, nil
 }
 
-func (p *Publisher) noteUnconnected(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.paused {
-		p.enterLocked(StatePaused, err)
-	} else {
-		p.enterLocked(StateRegistering, err)
+func (k *keeper) newRegistration(on store) *registration {
+	r := &registration{
+		store:    on,
+		latest:   k.latest,
+		outdated: k.outdated,
+		prefix:   k.prefix,
+		suffixed: !k.opts.exactKey,
+		id:       k.opts.id,
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	r.key = k.status.Key // of leases that are left
+	r.leases = leases{store: on, asked: k.opts.ttl, former: k.left, onRenew: k.noteLease}
+	k.withdrawn = len(k.left) == 0
+	k.left, k.outcome = nil, nil
+	return r
 }
 
 // begin makes the first registration, unless the user wants something else meanwhile.
-func (p *Publisher) begin(bound context.Context, r *registration) error {
+func (k *keeper) begin(bound context.Context, r *registration) error {
 	var told error
 	end := cleanUpFrom(bound)
-	for retry := backoff.New(); !p.opts.backgroundStart; {
-		want, latch := p.wish()
-		if want != wishPublished {
+	for retry := backoff.New(); !k.opts.backgroundStart; {
+		want, latch := k.heed()
+		if want != wantPublished {
 			return nil
 		}
-		ctx, cancel := p.attempt(latch, bound, end)
-		err := moreTelling(told, p.reconcile(ctx, r))
+		ctx, cancel := k.attempt(latch, bound, end)
+		err := moreTelling(told, k.reconcile(ctx, r))
 		told = err
 		again := err != nil && !etcd.IsFinal(err) && retry.Wait(ctx)
 		cancel()
@@ -170,27 +172,15 @@ func cleanUpFrom(bound context.Context) time.Time {
 }
 
 // attempt ends with the latch, when the caller gives up, and at the end.
-func (p *Publisher) attempt(latch, bound context.Context, end time.Time) (context.Context, context.CancelFunc) {
+func (k *keeper) attempt(latch, bound context.Context, end time.Time) (context.Context, context.CancelFunc) {
 	latch = context.WithValue(latch, wholeBound{}, true)
 	ctx, cancel := context.WithDeadline(latch, end)
 	stop := context.AfterFunc(bound, cancel)
 	return ctx, func() { stop(); cancel() }
 }
 
-// abandon notes that a registration is to be undone because its caller had given up when it succeeded.
-func (p *Publisher) abandon(bound context.Context) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.status.State != StatePublished {
-		return nil
-	}
-	err := p.refused("keep alive", context.Cause(bound))
-	p.enterLocked(StateRegistering, err)
-	return err
-}
-
 // undo withdraws what a first registration that failed may have left, as far as the bound allows.
-func (p *Publisher) undo(bound context.Context, r *registration) error {
+func (k *keeper) undo(bound context.Context, r *registration) error {
 	deadline, _ := bound.Deadline()
 	if least := time.Now().Add(cleanUpAtLeast); bound.Err() != nil || deadline.Before(least) {
 		deadline = least
@@ -198,86 +188,35 @@ func (p *Publisher) undo(bound context.Context, r *registration) error {
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(bound), deadline)
 	defer cancel()
 	for retry := backoff.New(); ; {
-		if err := r.withdraw(ctx); err == nil || etcd.IsFinal(err) || !retry.Wait(ctx) {
-			return p.leave(r, err)
+		err := r.withdraw(ctx)
+		if err == nil {
+			return nil
 		}
-	}
-}
-
-// leave notes the leases that could not be revoked, for the next KeepAlive to do it, and returns what is to be told.
-func (p *Publisher) leave(r *registration, err error) error {
-	if err == nil {
-		return nil
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.left = r.leases.former
-	return r.withdrawError(err)
-}
-
-// keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
-func (p *Publisher) keep(r *registration) error {
-	for {
-		switch want, latch := p.wish(); want {
-		case wishPublished:
-			p.publish(latch, r)
-		case wishPaused:
-			p.stayWithdrawn(latch, r)
-		case wishStopped:
-			return p.withdrawForGood(r)
-		}
-	}
-}
-
-// publish reconciles and holds in turn, until ctx is done.
-func (p *Publisher) publish(ctx context.Context, r *registration) {
-	retry, quick := backoff.New(), 0
-	for ctx.Err() == nil {
-		if !r.settled {
-			if err := p.reconcile(ctx, r); err != nil {
-				r.rest(ctx, retry, err)
-				continue
-			}
-		}
-		began := time.Now()
-		doubt := p.hold(ctx, r)
-		if errors.Is(doubt, errValueUpdated) {
-			continue
-		}
-		if quick++; time.Since(began) > calm {
-			quick = 0
-			retry.Reset()
-		}
-		if quick > quickDoubts {
-			retry.Wait(ctx)
+		if etcd.IsFinal(err) || !retry.Wait(ctx) {
+			k.leave(r.leases.former)
+			return k.withdrawError(r.leases.gone(), err)
 		}
 	}
 }
 
 // reconcile makes etcd hold the latest value, and tells.
-func (p *Publisher) reconcile(ctx context.Context, r *registration) error {
-	takeover := p.decision()
+func (k *keeper) reconcile(ctx context.Context, r *registration) error {
+	takeover := k.beginTry()
 	err := r.reconcile(ctx, takeover)
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	if r.isNamed() {
-		p.status.Key = r.key
+		k.status.Key = r.key
 	}
-	p.status.Registrations = r.puts
+	k.status.Registrations = r.puts
 	switch {
 	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
 	case err != nil:
-		p.enterLocked(StateRegistering, err)
+		k.enterLocked(StateRegistering, err)
 	case r.conflict:
-		p.conflictLocked(r)
+		k.conflictLocked(r.seen.Lease)
 	default:
-		p.takeover = p.takeover && !takeover
-		if r.refusal == nil {
-			p.published = p.taken
-		} else {
-			p.rejected = p.taken
-		}
-		p.enterLocked(StatePublished, r.refusal)
+		k.publishedLocked(takeover, r.refusal)
 	}
 	return err
 }
@@ -286,63 +225,11 @@ func isTimeUp(ctx context.Context) bool {
 	return errors.Is(ctx.Err(), context.DeadlineExceeded)
 }
 
-// conflictLocked tells of a conflict once, when it begins.
-func (p *Publisher) conflictLocked(r *registration) {
-	if p.status.State != StateConflict {
-		p.enterLocked(StateConflict, fmt.Errorf("discov: %s: %w, under lease %d", r.key, ErrConflict, r.seen.Lease))
-	}
-}
-
-// decision says whether the user has decided to publish since the key was put last, and notes that what is new is being
-// dealt with.
-func (p *Publisher) decision() (takeover bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.enterRegisteringLocked()
-	select {
-	case <-p.updated:
-		p.updated = make(chan struct{})
-	default:
-	}
-	return p.takeover
-}
-
-// latest takes the value that the user wants. What else is new is left for the next decision.
-func (p *Publisher) latest() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.taken = p.updates
-	return p.value
-}
-
-// outdated says whether the user wants another value than the one that was taken.
-func (p *Publisher) outdated() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.taken != p.updates
-}
-
-// enterRegisteringLocked leaves the states that are on neither side of a registration.
-func (p *Publisher) enterRegisteringLocked() {
-	switch p.status.State {
-	case StateIdle, StatePaused, StateWithdrawing:
-		p.enterLocked(StateRegistering, nil)
-	}
-}
-
 // hold keeps the registration until there is a doubt, and tells of one that is a loss.
-func (p *Publisher) hold(ctx context.Context, r *registration) (doubt error) {
-	p.mu.Lock()
-	updated := p.updated
-	p.mu.Unlock()
-	doubt = r.hold(ctx, updated)
-	if ctx.Err() != nil {
-		return doubt
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if isLoss(doubt) && p.status.State == StatePublished {
-		p.enterLocked(StateRegistering, doubt)
+func (k *keeper) hold(ctx context.Context, r *registration) (doubt error) {
+	doubt = r.hold(ctx, k.news())
+	if ctx.Err() == nil && isLoss(doubt) {
+		k.lost(doubt)
 	}
 	return doubt
 }
@@ -353,124 +240,39 @@ func isLoss(doubt error) bool {
 }
 
 // stayWithdrawn withdraws the key and keeps it so, until ctx is done.
-func (p *Publisher) stayWithdrawn(ctx context.Context, r *registration) {
-	if p.withdraw(ctx, r) != nil {
+func (k *keeper) stayWithdrawn(ctx context.Context, r *registration) {
+	if k.withdraw(ctx, r) != nil {
 		return
 	}
-	p.enter(StatePaused, nil)
+	k.enter(StatePaused, nil)
 	r.guard(ctx)
 }
 
 // withdrawForGood withdraws for Stop, and gives up after one TTL: the lease has ended then, unless etcd was restarted.
-func (p *Publisher) withdrawForGood(r *registration) error {
-	ctx, cancel := context.WithTimeout(context.Background(), max(p.opts.ttl, p.Status().TTL))
+func (k *keeper) withdrawForGood(r *registration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), max(k.opts.ttl, k.snapshot().TTL))
 	defer cancel()
-	if err := p.withdraw(ctx, r); err != nil {
-		return r.withdrawError(err)
+	if err := k.withdraw(ctx, r); err != nil {
+		return k.withdrawError(r.leases.gone(), err)
 	}
 	return nil
 }
 
 // withdraw revokes the leases of ours, again and again until ctx is done.
-func (p *Publisher) withdraw(ctx context.Context, r *registration) error {
+func (k *keeper) withdraw(ctx context.Context, r *registration) error {
 	r.leases.discard()
-	p.withdrawing(r, nil)
+	k.withdrawing(r.leases.gone(), nil)
 	for retry := backoff.New(); ; {
 		err := r.withdraw(ctx)
 		if err == nil {
-			p.noteWithdrawn()
+			k.noteWithdrawn()
 			return nil
 		}
 		if ctx.Err() == nil || isTimeUp(ctx) {
-			p.withdrawing(r, err)
+			k.withdrawing(r.leases.gone(), err)
 		}
 		if !r.rest(ctx, retry, err) {
 			return err
 		}
 	}
-}
-
-func (p *Publisher) withdrawing(r *registration, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.withdrawn {
-		return
-	}
-	if p.status.State == StateIdle {
-		p.enterLocked(StateRegistering, nil) // which was about to begin
-	}
-	p.status.Until = r.leases.gone()
-	p.enterLocked(StateWithdrawing, err)
-}
-
-func (p *Publisher) noteWithdrawn() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.clearLeaseLocked()
-}
-
-// clearLeaseLocked notes that no lease of ours can be left.
-func (p *Publisher) clearLeaseLocked() {
-	p.withdrawn = true
-	p.status.Lease, p.status.TTL, p.status.Until = 0, 0, time.Time{}
-}
-
-// wish returns what the user wants and the latch that is done when that is something else.
-func (p *Publisher) wish() (wish, latch) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.stopping:
-		return wishStopped, p.stop
-	case p.paused:
-		return wishPaused, p.resume
-	default:
-		p.withdrawn = false
-		return wishPublished, p.pause
-	}
-}
-
-func (p *Publisher) enter(to State, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.enterLocked(to, err)
-}
-
-// stoppedEarly is KeepAlive's error when Stop came before it was done.
-func (p *Publisher) stoppedEarly() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.stopping {
-		return p.refused("keep alive", ErrStopped)
-	}
-	return nil
-}
-
-// finish ends the goroutine's part: after a first registration that failed, KeepAlive may be called again.
-func (p *Publisher) finish(failed, left error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.running = false
-	if left == nil {
-		left = p.leftLocked() // by an earlier one
-	}
-	p.outcome = left
-	if p.stopping {
-		p.finishStopLocked()
-		return
-	}
-	p.clearLeaseLocked()
-	p.withdrawn = left == nil
-	p.enterLocked(StateIdle, failed)
-	if p.paused {
-		p.enterLocked(StatePaused, failed)
-	}
-}
-
-func (p *Publisher) finishStopLocked() {
-	if p.status.State == StateRegistering || p.status.State == StatePublished {
-		p.enterLocked(StateWithdrawing, nil)
-	}
-	p.enterLocked(StateStopped, p.outcome)
-	close(p.done)
 }

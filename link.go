@@ -497,7 +497,7 @@ func (s *session) within(ctx context.Context, d time.Duration, wait func(context
 	bound, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	err = wait(bound)
-	if vain = err != nil && isTimeUp(bound) && ctx.Err() == nil; vain {
+	if vain = err != nil && errors.Is(bound.Err(), context.DeadlineExceeded) && ctx.Err() == nil; vain {
 		s.misses.Add(1)
 	}
 	return vain, err

@@ -329,9 +329,9 @@ func (f *fakeEtcd) leftKey() *Publisher {
 // connectLate makes the Publisher take a second to connect.
 func connectLate(p *Publisher) {
 	connect := p.connect
-	p.connect = func() (store, func(), error) {
+	p.connect = func(ctx context.Context) (store, func(), error) {
 		time.Sleep(time.Second)
-		return connect()
+		return connect(ctx)
 	}
 }
 
@@ -362,7 +362,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 		},
 		"Stop, after a KeepAlive that did not connect": func(t *testing.T, _ *fakeEtcd, p *Publisher) error {
 			require.Error(t, p.KeepAlive())
-			p.connect = func() (store, func(), error) { return nil, nil, errors.New("no client") }
+			p.connect = func(ctx context.Context) (store, func(), error) { return nil, nil, errors.New("no client") }
 			require.ErrorContains(t, p.KeepAlive(), "no client")
 			return p.StopContext(t.Context())
 		},
@@ -415,10 +415,11 @@ func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
 	p = f.publisher(WithId(7), quiet)
 	ctx, cancel := p.bound(context.Background())
 	defer cancel()
-	p.running, p.takeover = true, true
-	r := p.newRegistration(f)
-	require.NoError(f.t, p.begin(ctx, r))
-	return p, func() { p.finish(nil, p.keep(r)) }
+	p.running, p.wish.takeover = true, true
+	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
+	r := k.newRegistration(f)
+	require.NoError(f.t, k.begin(ctx, r))
+	return p, func() { k.finish(k.keep(r)) }
 }
 
 func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *testing.T) {
@@ -486,9 +487,9 @@ func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.observe))
 		connect := p.connect
 		var connects atomic.Bool
-		p.connect = func() (store, func(), error) {
+		p.connect = func(ctx context.Context) (store, func(), error) {
 			if connects.Load() {
-				return connect()
+				return connect(ctx)
 			}
 			time.Sleep(200 * time.Millisecond)
 			return nil, nil, errors.New("no client")
@@ -558,7 +559,7 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
 		var events eventLog
 		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
 		ctx, giveUp := context.WithCancel(t.Context())
-		p.connect = func() (store, func(), error) { return lateEtcd{f, giveUp}, func() {}, nil }
+		p.connect = func(ctx context.Context) (store, func(), error) { return lateEtcd{f, giveUp}, func() {}, nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
 		settle(2 * time.Second)
 		require.False(t, f.at(fakeKey).Exists())

@@ -15,27 +15,12 @@
 package discov
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
-
-// latch is a fact as a channel, closed while it holds: its Done. As a context it ends the calls to etcd that it makes
-// pointless.
-type latch struct {
-	context.Context
-	set context.CancelFunc
-}
-
-func newLatch() latch {
-	ctx, cancel := context.WithCancel(context.Background())
-	return latch{ctx, cancel}
-}
 
 // A Publisher keeps a key with a value in etcd. Its calls may be made from any number of goroutines, in any order; none
 // outlasts its bound, which is the deadline of its context, or the timeout (5 s) where it has none.
@@ -71,65 +56,26 @@ func newLatch() latch {
 // One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
 // value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
 type Publisher struct {
+	*ledger
+
 	endpoints []string
-	prefix    string
 	opts      options
 
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
-	// teller hands events to the log and the observer.
-	teller *teller
 	// connect gives the goroutine its etcd, and how to release it.
-	connect func() (store, func(), error)
-
-	mu sync.Mutex // guards all below
-
-	value    string
-	updates  uint64        // counts changes of value
-	updated  chan struct{} // closed when value has changed since the goroutine took it
-	paused   bool
-	stopping bool
-	takeover bool // somebody decided to publish, and the key was not put since
-
-	// The goroutine hears the user by these three. pause is done while the key is not to be published, resume while it is
-	// not to stay withdrawn, stop for good.
-	pause, resume, stop latch
-
-	running   bool          // whether there is a goroutine
-	done      chan struct{} // closed when nothing is to come after Stop
-	outcome   error         // what could not be withdrawn: of Stop, written before done is closed, or of a KeepAlive that failed
-	left      []lease       // that a KeepAlive that failed could not revoke
-	taken     uint64        // updates when the goroutine took the value last
-	published uint64        // updates at the last time that etcd held the latest value
-	rejected  uint64        // updates when etcd last refused a value for its size
-	withdrawn bool          // whether no lease of ours can be left in etcd
-	status    Status
-	changed   chan struct{} // closed and replaced when anything that a call waits for has changed
+	connect func(context.Context) (store, func(), error)
 }
 
 // NewPublisher returns a Publisher of value at key, which becomes <key>/<lease ID>, or <key>/<id> with WithId. endpoints
 // are those of one etcd cluster, as host:port or as URLs. Bad input is reported by KeepAlive.
 func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Publisher {
-	p := &Publisher{
-		endpoints: slices.Clone(endpoints),
-		prefix:    key,
-		value:     value,
-		opts:      defaultOptions(),
-		updated:   make(chan struct{}),
-		pause:     newLatch(),
-		resume:    newLatch(),
-		stop:      newLatch(),
-		done:      make(chan struct{}),
-		changed:   make(chan struct{}),
-		withdrawn: true,
-	}
-	p.resume.set()
+	p := &Publisher{endpoints: slices.Clone(endpoints), opts: defaultOptions()}
 	for _, opt := range opts {
 		opt(p)
 	}
+	p.ledger = newLedger(key, value, newTeller(p.opts.observer, p.opts.logger))
 	p.connect = p.share
-	p.teller = newTeller(p.opts.observer, p.opts.logger)
-	p.status = Status{State: StateIdle, Since: time.Now(), Value: value}
 	p.unfollow = func() bool { return true }
 	if life := p.opts.life; life != nil && life.Err() != nil {
 		p.beginStop()
@@ -139,6 +85,47 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 		p.mu.Unlock()
 	}
 	return p
+}
+
+// share is the real connect: a session on the connection that is shared.
+func (p *Publisher) share(ctx context.Context) (store, func(), error) {
+	c, err := acquireWithin(ctx, newTarget(p.endpoints, p.opts))
+	if err != nil {
+		return nil, nil, err
+	}
+	p.teller.share(c.quota)
+	s := &session{
+		conn:        c,
+		call:        p.opts.timeout / 2,
+		patience:    min(p.opts.timeout/4, p.opts.ttl/8),
+		maxPatience: p.opts.timeout / 4,
+	}
+	return s, func() { connections.release(c) }, nil
+}
+
+// acquireWithin is acquire, which heeds no context, for one who does not wait for longer than ctx.
+func acquireWithin(ctx context.Context, to *target) (*conn, error) {
+	type acquired struct {
+		conn *conn
+		err  error
+	}
+	outcome := make(chan acquired)
+	go func() {
+		c, err := connections.acquire(to)
+		select {
+		case outcome <- acquired{c, err}:
+		case <-ctx.Done():
+			if err == nil {
+				connections.release(c)
+			}
+		}
+	}()
+	select {
+	case one := <-outcome:
+		return one.conn, one.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("discov: make a client for %v: %w", to.endpoints, context.Cause(ctx))
+	}
 }
 
 // validate returns all that is wrong with what the user gave, joined.
@@ -164,63 +151,54 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
-	first := newOutcome()
-	if err := p.start(ctx, first); err != nil {
+	first := &start{bound: ctx}
+	if err := p.start(first); err != nil {
 		return err
 	}
-	err := p.awaitStart(ctx, first)
+	err := p.awaitAnswer(first)
 	if err != nil && p.opts.client == nil {
 		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
 	}
 	return err
 }
 
-// awaitStart waits for the goroutine, which keeps the bound unless the user's tuning of the client is slow.
-func (p *Publisher) awaitStart(ctx context.Context, first *outcome) error {
-	if !p.opts.backgroundStart {
-		select {
-		case err := <-first.err:
-			return err
-		case <-ctx.Done():
-		}
-	}
-	late := time.NewTimer(cleanUpAtLeast + cleanUpAtLeast/2)
-	defer late.Stop()
-	select {
-	case err := <-first.err:
-		return err
-	case <-late.C:
-	}
-	switch {
-	case !first.take():
-		return <-first.err
-	case p.opts.backgroundStart:
-		return nil
-	default:
-		return p.refused("keep alive", context.Cause(ctx))
-	}
-}
-
 // start starts the goroutine.
-func (p *Publisher) start(ctx context.Context, first *outcome) error {
+func (p *Publisher) start(first *start) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.opts.life != nil && p.opts.life.Err() != nil:
 		return p.refused("keep alive", fmt.Errorf("%w: %w", ErrStopped, context.Cause(p.opts.life)))
-	case p.stopping:
+	case p.wish.isStopped():
 		return p.refused("keep alive", ErrStopped)
 	case p.running:
 		return p.refused("keep alive", ErrStarted)
 	}
-	p.running, p.takeover = true, true
+	p.running = true
+	p.wish.takeover = true
 	p.status.Err = nil
-	go p.run(ctx, first)
+	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
+	go k.run(first)
 	return nil
 }
 
-func (p *Publisher) refused(call string, err error) error {
-	return fmt.Errorf("discov: %s %s: %w", call, p.prefix, err)
+// awaitAnswer waits for the goroutine's answer. It comes in time for the caller's bound, but for a moment that a clean-up
+// may take after a cancelled one, and a grant that is under way.
+func (p *Publisher) awaitAnswer(first *start) error {
+	ctx, cancel := graced(first.bound, cleanUpAtLeast+cleanUpAtLeast/2)
+	defer cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.awaitLocked(ctx, "keep alive", func() (bool, error) { return first.answered, first.err })
+}
+
+// graced is ctx, ended later by a moment.
+func graced(ctx context.Context, moment time.Duration) (context.Context, context.CancelFunc) {
+	later, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(moment, func() { end(context.Cause(ctx)) })
+	})
+	return later, func() { stop(); end(nil) }
 }
 
 // Pause withdraws the key, and returns when it is gone or the timeout is up. It stays withdrawn until Resume.
@@ -235,13 +213,11 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	defer cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopping {
+	if p.wish.isStopped() {
 		return p.refused("pause", ErrStopped)
 	}
-	if !p.paused {
-		p.paused, p.takeover = true, false
-		p.resume = newLatch()
-		p.pause.set()
+	if !p.wish.isPaused() {
+		p.wish.setPaused()
 		p.wakeLocked()
 	}
 	if p.status.State == StateRegistering && p.withdrawn { // connecting, in the background
@@ -253,7 +229,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	}
 	return p.awaitLocked(ctx, "pause", func() (bool, error) {
 		switch {
-		case !p.paused && !p.stopping:
+		case !p.wish.pause.isSet():
 			return true, p.refused("pause", ErrSuperseded)
 		case !p.running:
 			return true, p.leftLocked()
@@ -277,14 +253,11 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 	defer cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopping {
+	if p.wish.isStopped() {
 		return p.refused("resume", ErrStopped)
 	}
-	if p.paused {
-		p.paused, p.takeover = false, true
-		p.pause = newLatch()
-		p.resume.set()
-		p.touchLocked()
+	if p.wish.isPaused() {
+		p.wish.clearPaused()
 		p.wakeLocked()
 	}
 	if !p.running {
@@ -292,8 +265,7 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 		return nil
 	}
 	if p.status.State == StateConflict {
-		p.takeover = true
-		p.touchLocked()
+		p.wish.setTakeover()
 	}
 	return p.awaitLocked(ctx, "resume", func() (bool, error) {
 		return p.isPublishedLocked("resume", 0)
@@ -313,43 +285,17 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 	defer cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopping {
+	if p.wish.isStopped() {
 		return p.refused("update", ErrStopped)
 	}
-	if value != p.value {
-		p.value, p.status.Value = value, value
-		p.updates++
-		p.touchLocked()
-	}
-	mine := p.updates
+	p.wish.setValue(value)
+	mine := p.wish.updates
 	return p.awaitLocked(ctx, "update", func() (bool, error) {
-		if p.paused && !p.stopping || !p.running {
+		if p.wish.isPaused() || !p.running {
 			return true, nil
 		}
 		return p.isPublishedLocked("update", mine)
 	})
-}
-
-// isPublishedLocked says whether etcd holds a value at least as new as the update, or that it will not.
-func (p *Publisher) isPublishedLocked(call string, update uint64) (bool, error) {
-	switch {
-	case p.stopping:
-		return true, p.refused(call, ErrStopped)
-	case !p.running:
-		return true, p.refused(call, errors.Join(errNotStarted, p.status.Err))
-	case p.paused:
-		return true, p.refused(call, ErrSuperseded)
-	case p.takeover:
-		return false, p.status.Err
-	case p.status.State == StateConflict:
-		return true, p.refused(call, ErrConflict)
-	case update > p.published && update <= p.rejected:
-		return true, p.status.Err
-	case p.status.State == StatePublished && p.published >= update:
-		return true, nil
-	default:
-		return false, p.status.Err
-	}
 }
 
 // Stop withdraws the key and releases everything, for good. It returns when that is done, or the timeout is up.
@@ -383,14 +329,11 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 func (p *Publisher) beginStop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopping {
+	if p.wish.isStopped() {
 		return
 	}
-	p.stopping = true
 	p.unfollow()
-	p.stop.set()
-	p.pause.set()
-	p.resume.set()
+	p.wish.setStopped()
 	p.wakeLocked()
 	if !p.running {
 		p.outcome = p.leftLocked()
@@ -399,21 +342,8 @@ func (p *Publisher) beginStop() {
 	}
 }
 
-// leftLocked is what a KeepAlive that failed could not withdraw, until it is gone by itself.
-func (p *Publisher) leftLocked() error {
-	var left *WithdrawError
-	if errors.As(p.outcome, &left) && time.Now().Before(left.Until) {
-		return left
-	}
-	return nil
-}
-
 // Status returns a snapshot. It is cheap.
-func (p *Publisher) Status() Status {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.status
-}
+func (p *Publisher) Status() Status { return p.snapshot() }
 
 // bound gives ctx the timeout where it has no deadline.
 func (p *Publisher) bound(ctx context.Context) (context.Context, context.CancelFunc) {
@@ -421,93 +351,4 @@ func (p *Publisher) bound(ctx context.Context) (context.Context, context.CancelF
 		return context.WithCancel(ctx)
 	}
 	return context.WithTimeout(ctx, p.opts.timeout)
-}
-
-// awaitLocked waits until settled is done, and returns its error. When ctx ends first, the error is ctx's, with the one
-// that settled had last.
-func (p *Publisher) awaitLocked(ctx context.Context, call string, settled func() (bool, error)) error {
-	for {
-		over := ctx.Err() != nil
-		done, err := settled()
-		if done {
-			return err
-		}
-		if over {
-			return p.unsettledLocked(ctx, call, err)
-		}
-		changed := p.changed
-		p.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-		p.mu.Lock()
-	}
-}
-
-func (p *Publisher) unsettledLocked(ctx context.Context, call string, err error) error {
-	var withdraw *WithdrawError
-	if errors.As(err, &withdraw) {
-		return err
-	}
-	late := fmt.Errorf("discov: %s %s: not done, it is %s: %w", call, p.nameLocked(), p.status.State, context.Cause(ctx))
-	if err == nil {
-		return late
-	}
-	return fmt.Errorf("%w: %w", late, err)
-}
-
-// nameLocked is the full key, or what is known of it.
-func (p *Publisher) nameLocked() string { return cmp.Or(p.status.Key, p.prefix) }
-
-func (p *Publisher) withdrawErrorLocked(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if cause == nil {
-		cause = context.DeadlineExceeded // about to be
-	}
-	if p.status.Err != nil {
-		cause = fmt.Errorf("%w: %w", cause, p.status.Err)
-	}
-	until := p.status.Until
-	if p.status.State != StateWithdrawing && !until.IsZero() {
-		until = time.Now().Add(p.status.TTL) // the goroutine has not heard yet: a renewal may be under way
-	}
-	return &WithdrawError{Key: p.nameLocked(), Until: until, Err: cause}
-}
-
-// wakeLocked tells those that wait that something has changed.
-func (p *Publisher) wakeLocked() {
-	close(p.changed)
-	p.changed = make(chan struct{})
-}
-
-// touchLocked tells the goroutine that there is a value, or a decision, that it has not seen.
-func (p *Publisher) touchLocked() {
-	select {
-	case <-p.updated:
-	default:
-		close(p.updated)
-	}
-}
-
-// enterLocked notes a change of state, or a failure within one, and tells the observer.
-func (p *Publisher) enterLocked(to State, err error) {
-	from := p.status.State
-	if onTheWay := to == StateRegistering || to == StateWithdrawing; err != nil || !onTheWay {
-		p.status.Err = err
-	}
-	if from != to {
-		p.status.State, p.status.Since = to, time.Now()
-	}
-	p.wakeLocked()
-	if from != to || err != nil {
-		p.teller.add(Event{Time: time.Now(), From: from, To: to, Key: p.status.Key, Lease: p.status.Lease, Err: err})
-	}
-}
-
-// noteLease is how the goroutine tells of each renewal.
-func (p *Publisher) noteLease(held lease) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.status.Lease, p.status.TTL, p.status.Until = held.id, held.ttl, held.until
 }

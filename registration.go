@@ -140,11 +140,6 @@ func (r *registration) failed(step string, err error) error {
 	return fmt.Errorf("discov: %s %s: %w", step, r.name(), err)
 }
 
-// withdrawError says by when the key is gone where its leases could not be revoked.
-func (r *registration) withdrawError(err error) error {
-	return &WithdrawError{Key: r.name(), Until: r.leases.gone(), Err: err}
-}
-
 // name is the full key, or what is known of it.
 func (r *registration) name() string { return cmp.Or(r.key, r.prefix) }
 

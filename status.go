@@ -2,6 +2,7 @@ package discov
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -37,7 +38,7 @@ func (s State) String() string {
 	return stateNames[s]
 }
 
-// transitions is the diagram at [Publisher]. A change of state that is not in it is a bug.
+// transitions is the diagram at [Publisher].
 var transitions = map[State][]State{
 	StateIdle:        {StateRegistering, StatePaused, StateStopped},
 	StateRegistering: {StatePublished, StateConflict, StateWithdrawing, StateIdle},
@@ -46,6 +47,9 @@ var transitions = map[State][]State{
 	StateWithdrawing: {StatePaused, StateStopped, StateRegistering},
 	StatePaused:      {StateRegistering, StateWithdrawing, StateIdle, StateStopped},
 }
+
+// isDrawn reports whether the diagram has a way between two states. A change of state without one is a bug.
+func isDrawn(from, to State) bool { return slices.Contains(transitions[from], to) }
 
 // Status is a snapshot of a Publisher.
 type Status struct {

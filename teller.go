@@ -142,6 +142,9 @@ func (t *teller) warn(message string, args ...any) {
 
 // log tells what a reader with a pager wants to know: what was lost, since when, why, and when it was back.
 func (t *teller) log(e Event) {
+	if e.From != e.To && !isDrawn(e.From, e.To) {
+		t.write(slog.LevelError, "discov: a bug: the diagram has no way between these states", e, "from", e.From, "to", e.To)
+	}
 	switch {
 	case e.From == e.To:
 		t.remind(e)

@@ -1,0 +1,100 @@
+package discov
+
+import "context"
+
+// latch is a fact as a channel, closed while it holds: its Done. As a context it ends the calls to etcd that it makes
+// pointless.
+type latch struct {
+	context.Context
+	set context.CancelFunc
+}
+
+func newLatch() latch {
+	ctx, cancel := context.WithCancel(context.Background())
+	return latch{ctx, cancel}
+}
+
+func (l latch) isSet() bool { return l.Err() != nil }
+
+// want is what the user wants of the key.
+type want int
+
+const (
+	wantPublished want = iota
+	wantPaused
+	wantStopped
+)
+
+// wish is what the user wants: levels, not messages. It only sets and clears them, under the ledger's mu.
+type wish struct {
+	value   string
+	updates uint64 // counts changes of value
+	// takeover is whether somebody has decided to publish, and the key was not put since.
+	takeover bool
+
+	// news is set while there is a value, or a decision, that the goroutine has not taken.
+	news latch
+	// The goroutine hears the user by these three. pause is set while the key is not to be published, resume while it is
+	// not to stay withdrawn, and stop for good, as the other two are then. stop is never replaced, so it may be read
+	// without mu.
+	pause, resume, stop latch
+}
+
+func newWish(value string) wish {
+	w := wish{value: value, news: newLatch(), pause: newLatch(), resume: newLatch(), stop: newLatch()}
+	w.resume.set()
+	return w
+}
+
+// now returns what is wanted, and the latch that is set when that is something else.
+func (w *wish) now() (want, latch) {
+	switch {
+	case w.isStopped():
+		return wantStopped, w.stop
+	case w.isPaused():
+		return wantPaused, w.resume
+	default:
+		return wantPublished, w.pause
+	}
+}
+
+func (w *wish) isStopped() bool { return w.stop.isSet() }
+
+func (w *wish) isPaused() bool { return w.pause.isSet() && !w.isStopped() }
+
+func (w *wish) setPaused() {
+	w.takeover = false
+	w.resume = newLatch()
+	w.pause.set()
+}
+
+func (w *wish) clearPaused() {
+	w.setTakeover()
+	w.pause = newLatch()
+	w.resume.set()
+}
+
+func (w *wish) setStopped() {
+	w.stop.set()
+	w.pause.set()
+	w.resume.set()
+}
+
+func (w *wish) setTakeover() {
+	w.takeover = true
+	w.news.set()
+}
+
+func (w *wish) setValue(value string) {
+	if value != w.value {
+		w.value = value
+		w.updates++
+		w.news.set()
+	}
+}
+
+func (w *wish) clearNews() {
+	if w.news.isSet() {
+		w.news = newLatch()
+	}
+}
