@@ -8,6 +8,9 @@ import (
 	"reflect"
 	"slices"
 	"time"
+
+	"github.com/discov-go/discov/internal/auth"
+	"github.com/discov-go/discov/internal/conn"
 )
 
 // Config describes a Publisher in a configuration file, under go-zero's field names and a few more, case-exact:
@@ -198,7 +201,7 @@ func (c Config) Validate() error {
 	if c.ExactKey && c.ID > 0 {
 		reject(ErrOptions, "ExactKey leaves no place for ID %d", c.ID)
 	}
-	if account := (login{user: c.User, pass: c.Pass}); account != (login{}) {
+	if account := (auth.Login{User: c.User, Pass: c.Pass}); account != (auth.Login{}) {
 		if err := checkAccount(account, "User", "Pass"); err != nil {
 			reject(ErrAccount, "%v", err)
 		}
@@ -219,14 +222,14 @@ func (c Config) validateHosts(reject func(kind error, format string, args ...any
 		return
 	}
 	withTLS := c.CertFile != ""
-	if err := checkTogether(c.Hosts, withTLS); err != nil {
+	if err := conn.CheckTogether(c.Hosts, withTLS); err != nil {
 		reject(ErrEndpoints, "Hosts: %v", err)
 	}
 	for i, host := range c.Hosts {
-		if err := checkEndpoint(host); err != nil {
+		if err := conn.CheckEndpoint(host); err != nil {
 			reject(ErrEndpoints, "Hosts[%d] is %q: %v", i, host, err)
 		}
-		if withTLS && isPlaintext(host) {
+		if withTLS && conn.IsPlaintext(host) {
 			reject(ErrTLS, "Hosts[%d]: %q is plaintext, yet TLS was asked for", i, host)
 		}
 	}

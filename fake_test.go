@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -25,8 +26,10 @@ type fakeEtcd struct {
 
 	mu       sync.Mutex
 	rev      int64
+	high     int64 // the latest that an answer has told
 	keys     map[string]etcd.Entry
 	leases   map[clientv3.LeaseID]*fakeLease
+	beats    map[*etcd.Keepalive]context.CancelFunc // of leases that are kept alive
 	watches  map[*fakeWatch]struct{}
 	calls    []fakeRequest
 	up       chan struct{} // closed while etcd answers
@@ -43,7 +46,10 @@ type fakeLease struct {
 
 type fakeWatch struct {
 	*etcd.Watcher
-	key string
+	key  string
+	now  etcd.Entry      // as it was told last
+	ctx  context.Context // done when nobody watches any more
+	over context.CancelFunc
 }
 
 type fakeRequest struct {
@@ -64,6 +70,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 		rev:     1,
 		keys:    map[string]etcd.Entry{},
 		leases:  map[clientv3.LeaseID]*fakeLease{},
+		beats:   map[*etcd.Keepalive]context.CancelFunc{},
 		watches: map[*fakeWatch]struct{}{},
 		up:      make(chan struct{}),
 		broken:  make(chan struct{}),
@@ -76,8 +83,8 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 // publisher returns a Publisher on the fake.
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
-	p.connect = func(context.Context) (store, func(), error) {
-		return f, func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }, nil
+	p.connect = func(context.Context) (connected, error) {
+		return connected{first: f, usual: f, release: func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }}, nil
 	}
 	return p
 }
@@ -121,7 +128,29 @@ func (f *fakeEtcd) endWatchesLocked() {
 	for w := range f.watches {
 		w.End(etcd.ErrStreamEnded)
 		delete(f.watches, w)
+		w.over()
 	}
+}
+
+// fakeAuditEvery is how often a key that is watched is read.
+const fakeAuditEvery = 30 * time.Second
+
+// audit reads the key now and then, as a connection does.
+func (f *fakeEtcd) audit(w *fakeWatch) {
+	go func() {
+		for backoff.Pause(w.ctx, backoff.Jitter(fakeAuditEvery)) {
+			now, rev, err := f.Get(w.ctx, w.key)
+			f.mu.Lock()
+			switch {
+			case etcd.IsDenied(err):
+				w.End(err)
+			case err == nil && w.now.Rev != now.Rev:
+				w.now = now
+				w.Tell(now, rev)
+			}
+			f.mu.Unlock()
+		}
+	}()
 }
 
 // wipe forgets everything, as an etcd whose data is gone.
@@ -168,7 +197,8 @@ func (f *fakeEtcd) removeLocked(key string) {
 func (f *fakeEtcd) tellLocked(key string) {
 	for w := range f.watches {
 		if w.key == key {
-			w.Tell(f.keys[key], f.rev)
+			w.now = f.keys[key]
+			w.Tell(w.now, f.rev)
 		}
 	}
 }
@@ -305,38 +335,100 @@ func (f *fakeEtcd) Reconnected(ctx context.Context) bool {
 
 func (f *fakeEtcd) Pause(ctx context.Context, d time.Duration) bool { return backoff.Pause(ctx, d) }
 
-func (f *fakeEtcd) Grant(ctx context.Context, ttl int64) (clientv3.LeaseID, int64, []clientv3.LeaseID, error) {
-	id := newLeaseID()
+func (f *fakeEtcd) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (*etcd.Keepalive, []clientv3.LeaseID, error) {
+	id := next()
+	asked := time.Now()
 	err := f.do(ctx, "grant", func() error {
-		if ttl <= 0 {
-			f.t.Errorf("a grant for %d s", ttl)
+		if ttl < time.Second || ttl%time.Second != 0 {
+			f.t.Errorf("a grant for %v", ttl)
 		}
-		l := &fakeLease{ttl: time.Duration(ttl) * time.Second}
+		if f.leases[id] != nil {
+			f.t.Errorf("lease %d is granted twice", id)
+		}
+		l := &fakeLease{ttl: ttl}
 		l.timer = time.AfterFunc(l.ttl, func() { f.expire(id) })
 		f.leases[id] = l
 		return nil
 	})
 	switch {
 	case err == nil:
-		return id, ttl, nil, nil
+		return etcd.NewKeepalive(id, ttl, asked), nil, nil
 	case etcd.IsRefusal(err), etcd.IsUnsent(err):
-		return clientv3.NoLease, 0, nil, err
+		return nil, nil, err
 	default:
-		return clientv3.NoLease, 0, []clientv3.LeaseID{id}, err
+		return nil, []clientv3.LeaseID{id}, err
 	}
 }
 
-func (f *fakeEtcd) Renew(ctx context.Context, id clientv3.LeaseID, _ bool, within time.Duration) (ttl, rev int64, err error) {
-	err = f.doWithin(ctx, "renew", max(fakeCall, within), func() bool { return false }, func() error {
-		l := f.leases[id]
+// KeepAlive renews at each third of the TTL, and tells of what goes wrong as a connection does: at once where etcd refuses,
+// and where it does not answer, once the lease has ended.
+func (f *fakeEtcd) KeepAlive(lease *etcd.Keepalive) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.beats[lease] != nil {
+		f.t.Errorf("lease %d is kept alive twice", lease.ID)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	f.beats[lease] = cancel
+	go func() {
+		for backoff.Pause(ctx, lease.TTL/3) {
+			for retry := backoff.New(); ctx.Err() == nil; retry.Wait(ctx) {
+				err := f.renew(ctx, lease, lease.TTL)
+				if err == nil {
+					break
+				}
+				if etcd.IsEtcdError(err) && ctx.Err() == nil {
+					lease.Fail(err)
+					break
+				}
+				lease.Expire(err)
+			}
+		}
+	}()
+}
+
+func (f *fakeEtcd) LetGo(lease *etcd.Keepalive) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.beats[lease] == nil {
+		f.t.Errorf("lease %d is not kept alive", lease.ID)
+		return
+	}
+	f.beats[lease]()
+	delete(f.beats, lease)
+}
+
+func (f *fakeEtcd) Renew(ctx context.Context, lease *etcd.Keepalive) error {
+	return f.renew(ctx, lease, fakeCall)
+}
+
+func (f *fakeEtcd) renew(ctx context.Context, lease *etcd.Keepalive, within time.Duration) error {
+	var sent time.Time
+	err := f.doWithin(ctx, "renew", within, func() bool { sent = time.Now(); lease.Sent(); return false }, func() error {
+		l := f.leases[lease.ID]
 		if l == nil {
 			return rpctypes.ErrLeaseNotFound
 		}
 		l.timer.Reset(l.ttl)
-		ttl, rev = int64(l.ttl/time.Second), f.rev
+		f.noteRevLocked()
 		return nil
 	})
-	return ttl, rev, err
+	if err == nil {
+		lease.Renewed(sent, time.Now(), lease.TTL)
+	} else {
+		lease.Unheard()
+	}
+	return err
+}
+
+// noteRevLocked tells all leases where the revision went back, as a connection does.
+func (f *fakeEtcd) noteRevLocked() {
+	if f.rev < f.high {
+		for lease := range f.beats {
+			lease.WentBack()
+		}
+	}
+	f.high = f.rev
 }
 
 func (f *fakeEtcd) Revoke(ctx context.Context, id clientv3.LeaseID) error {
@@ -349,9 +441,23 @@ func (f *fakeEtcd) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 func (f *fakeEtcd) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
 	err = f.do(ctx, "get", func() error {
 		now, rev = f.keys[key], f.rev
+		f.high = f.rev
 		return nil
 	})
 	return now, rev, err
+}
+
+func (f *fakeEtcd) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
+	err = f.do(ctx, "leases", func() error {
+		rev = f.rev
+		for name, one := range f.keys {
+			if one.Lease != clientv3.NoLease && (name == key || !whole && strings.HasPrefix(name, key)) {
+				ids = append(ids, one.Lease)
+			}
+		}
+		return nil
+	})
+	return ids, rev, err
 }
 
 func (f *fakeEtcd) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
@@ -384,26 +490,31 @@ func (f *fakeEtcd) writeLocked(what etcd.Write) error {
 		return rpctypes.ErrLeaseNotFound
 	}
 	f.setLocked(what.Key, what.Value, what.Lease)
+	f.high = f.rev
 	return nil
 }
 
-func (f *fakeEtcd) Watch(key string, rev int64) *etcd.Watcher {
+func (f *fakeEtcd) Watch(key string, now etcd.Entry, rev int64) *etcd.Watcher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := &fakeWatch{key: key}
+	w := &fakeWatch{key: key, now: now}
 	w.Watcher = etcd.NewWatcher(func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.watches, w)
+		w.over()
 	})
+	w.ctx, w.over = context.WithCancel(context.Background())
 	select {
 	case <-f.up:
 	default:
+		w.over()
 		w.End(etcd.ErrStreamEnded)
 		return w.Watcher
 	}
 	f.watches[w] = struct{}{}
-	if now := f.keys[key]; now.Rev >= rev || !now.Exists() && f.rev >= rev {
+	f.audit(w)
+	if now := f.keys[key]; now.Rev > rev || !now.Exists() && f.rev > rev {
 		w.Tell(now, f.rev)
 	}
 	return w.Watcher

@@ -27,30 +27,40 @@ const (
 type keeper struct {
 	*ledger
 	opts options
-	// connect gives it its etcd, and how to release it.
-	connect func(context.Context) (store, func(), error)
+	// connect gives it its etcd.
+	connect func(context.Context) (connected, error)
+}
+
+// connected is etcd as a Publisher sees it.
+type connected struct {
+	// first is for the first registration, which has one bound for all that it asks for, and usual for all that comes after.
+	first, usual store
+	// release gives both back.
+	release func()
 }
 
 // run is the keeper's life. It answers first with the outcome of the first registration within its bound: with an error,
 // or where the caller has given up, all is undone.
 func (k *keeper) run(first *start) {
-	on, release, err := k.connectFirst(first)
+	on, err := k.connectFirst(first)
 	if err != nil {
 		k.fail(first, err, nil)
 		return
 	}
-	r := k.newRegistration(on)
-	if err = k.begin(first.bound, r); err == nil {
+	r := k.newRegistration(on.first)
+	err = k.begin(first.bound, r)
+	r.use(on.usual)
+	if err == nil {
 		err = k.begun(first)
 	}
 	if err != nil {
 		left := k.undo(first.bound, r)
-		release()
+		on.release()
 		k.fail(first, err, left)
 		return
 	}
 	left := k.keep(r)
-	release()
+	on.release()
 	k.finish(left)
 }
 
@@ -94,32 +104,30 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 }
 
 // connectFirst connects. A start in the background that is not connected at once goes on trying, once it has promised.
-func (k *keeper) connectFirst(first *start) (store, func(), error) {
-	ctx, cancel := context.WithCancel(first.bound)
-	defer cancel()
-	defer context.AfterFunc(k.wish.stop, cancel)()
+func (k *keeper) connectFirst(first *start) (connected, error) {
 	if !k.opts.backgroundStart {
+		ctx, cancel := context.WithCancel(first.bound)
+		defer cancel()
+		defer context.AfterFunc(k.wish.stop, cancel)()
 		return k.connect(ctx)
 	}
-	ctx, cancel = context.WithTimeout(ctx, connectAtOnce)
-	defer cancel()
-	on, release, err := k.connect(ctx)
-	if err != nil && ctx.Err() == nil {
-		return nil, nil, err
+	late := time.AfterFunc(connectAtOnce, func() { k.promise(first) })
+	on, err := k.connect(k.wish.stop)
+	if late.Stop() && err != nil {
+		return connected{}, err
 	}
 	k.promise(first)
-	for retry := backoff.New(); err != nil; on, release, err = k.connect(k.wish.stop) {
+	for retry := backoff.New(); err != nil; on, err = k.connect(k.wish.stop) {
 		k.noteUnconnected(err)
 		if !retry.Wait(k.wish.stop) {
-			return nil, nil, err
+			return connected{}, err
 		}
 	}
-	return on, release, nil
+	return on, nil
 }
 
 func (k *keeper) newRegistration(on store) *registration {
 	r := &registration{
-		store:    on,
 		latest:   k.latest,
 		outdated: k.outdated,
 		prefix:   k.prefix,
@@ -129,7 +137,8 @@ func (k *keeper) newRegistration(on store) *registration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	r.key = k.status.Key // of leases that are left
-	r.leases = leases{store: on, asked: k.opts.ttl, former: k.left, onRenew: k.noteLease}
+	r.leases = leases{family: &k.family, ttl: k.opts.ttl, former: k.left, find: r.findLeases, onChange: k.noteLease}
+	r.use(on)
 	k.withdrawn = len(k.left) == 0
 	k.left, k.outcome = nil, nil
 	return r
@@ -173,7 +182,6 @@ func cleanUpFrom(bound context.Context) time.Time {
 
 // attempt ends with the latch, when the caller gives up, and at the end.
 func (k *keeper) attempt(latch, bound context.Context, end time.Time) (context.Context, context.CancelFunc) {
-	latch = context.WithValue(latch, wholeBound{}, true)
 	ctx, cancel := context.WithDeadline(latch, end)
 	stop := context.AfterFunc(bound, cancel)
 	return ctx, func() { stop(); cancel() }
@@ -214,7 +222,7 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	case err != nil:
 		k.enterLocked(StateRegistering, err)
 	case r.conflict:
-		k.conflictLocked(r.seen.Lease)
+		k.conflictLocked(r.conflictError())
 	default:
 		k.publishedLocked(takeover, r.refusal)
 	}

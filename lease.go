@@ -4,73 +4,103 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
-	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// lease is a lease of ours, and what is known of it. The zero lease is none.
-type lease struct {
-	id  clientv3.LeaseID
-	ttl time.Duration
-	// until is when the lease ends at the soonest if nobody renews it, by our clock: counted from before the last request
-	// that was answered. gone is when it ends at the latest: counted from the end of the last request, answered or not.
-	until, gone time.Time
-	// renewal is when the next one is due.
-	renewal time.Time
-	// denied says that etcd refused to renew it. It is asked alone then, because a denial ends the stream of all.
-	denied bool
-	// stray says that etcd may grant it, or may have: nobody has heard. Nothing was put on it.
+const (
+	// strayLeases is how many leases that were asked for without an answer there may be when another one is asked for.
+	strayLeases = 2
+	// familySize is how many lease IDs a Publisher has: its last digits count them, the other fifteen are drawn by lot.
+	familySize = 10_000
+	// recentLeases is how many IDs are tried where it cannot be found out which of them etcd has.
+	recentLeases = 16
+	// sweepEvery is when to try again to revoke what is left.
+	sweepEvery = 3 * time.Second
+)
+
+// family is the lease IDs of one Publisher. All have nineteen digits, of which the first fifteen are the same, so that one
+// read of the keys that begin with them finds all that were ever put under a lease ID, without a memory: also those that a
+// restore of etcd has brought back.
+type family struct {
+	base int64 // the ID that ends with zeros
+	used int64 // how many were given
+}
+
+func newFamily() family {
+	const least, end = 100_000_000_000_000, 922_337_203_685_477 // of nineteen digits, and below 2^63
+	base := (least + rand.Int64N(end-least)) * familySize       //nolint:gosec // must be unlikely to be taken, not to be guessed
+	return family{base: base}
+}
+
+// next returns an ID that was not given, or very long ago.
+func (f *family) next() clientv3.LeaseID {
+	f.used++
+	return f.at(f.used)
+}
+
+func (f *family) at(n int64) clientv3.LeaseID { return clientv3.LeaseID(f.base + n%familySize) }
+
+// has reports whether the lease is one of the Publisher's.
+func (f *family) has(id clientv3.LeaseID) bool { return int64(id)-int64(id)%familySize == f.base }
+
+// digits returns what all IDs begin with.
+func (f *family) digits() string { return strconv.FormatInt(f.base/familySize, 10) }
+
+// recent returns the IDs that were given last.
+func (f *family) recent() (ids []clientv3.LeaseID) {
+	for n := f.used; n > max(0, f.used-recentLeases); n-- {
+		ids = append(ids, f.at(n))
+	}
+	return ids
+}
+
+// formerLease is a lease of ours that is to be gone.
+type formerLease struct {
+	id clientv3.LeaseID
+	// gone is when it ends by itself at the latest.
+	gone time.Time
+	// stray means that etcd may grant it, or may have: nobody has heard. Nothing was put on it.
 	stray bool
 }
 
-// renewed notes that etcd gave the lease its TTL, answering a request made at asked.
-func (l *lease) renewed(asked time.Time, seconds int64) {
-	l.denied = false
-	l.ttl = time.Duration(seconds) * time.Second
-	l.until, l.gone = asked.Add(l.ttl), time.Now().Add(l.ttl)
-	// A third of the TTL, as the client does: it leaves two more tries.
-	l.renewal = asked.Add(backoff.Jitter(l.ttl / 3))
-}
-
-// leases are those of a registration: the one that it holds, and former ones that are to be gone.
+// leases are those of a registration: the one that it holds, and former ones.
 type leases struct {
-	store   store
-	asked   time.Duration // the TTL to ask for
-	held    lease
-	former  []lease
-	past    []clientv3.LeaseID // that etcd said do not exist any more, the latest few
-	onRenew func(lease)
+	store  store
+	family *family
+	ttl    time.Duration   // to ask for
+	held   *etcd.Keepalive // nil where there is none
+	former []formerLease
+	// suspicions counts the reasons to think that etcd has a lease of ours that is neither: it was restored, or may have
+	// been. find returns those that hold a key of ours.
+	suspicions int
+	find       func(context.Context) ([]clientv3.LeaseID, error)
+	// onChange hears of another lease held.
+	onChange func(held *etcd.Keepalive)
 }
 
-const (
-	// pastLeases is how many are remembered, in case that etcd is restored to a time when one of them held the key.
-	pastLeases = 16
-	// strayLeases is how many there may be when another lease is asked for.
-	strayLeases = 2
-)
-
-// secure makes sure that a lease is held: grants one where there is none, renews it where that is due. It says no where
-// the lease that was held is gone.
+// secure makes sure that a lease is held: grants one where there is none, and renews it where its time is up. It returns
+// false where the lease that was held is gone.
 func (ls *leases) secure(ctx context.Context) (kept bool, err error) {
-	if ls.isHeld() && time.Now().Before(ls.held.renewal) {
+	if ls.held != nil && time.Now().Before(ls.held.Until()) && !ls.held.IsDenied() {
 		return true, nil
 	}
-	if ls.isHeld() {
-		err := ls.renew(ctx)
+	if ls.held != nil {
+		err := ls.store.Renew(ctx, ls.held)
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 			return true, err
 		}
+		ls.lose()
 	}
 	return false, ls.grant(ctx)
 }
-
-func (ls *leases) isHeld() bool { return ls.held.id != clientv3.NoLease }
 
 // grant asks for a lease. What was asked for without an answer is to be revoked, and first, where that were too many.
 func (ls *leases) grant(ctx context.Context) error {
@@ -78,28 +108,27 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	if strays := ls.strays(); len(strays) >= strayLeases {
-		if err := ls.swept(ls.revoke(ctx, strays)); err != nil {
+		if err := ls.noteRevoked(ls.revoke(ctx, strays)); err != nil {
 			return err
 		}
 	}
-	asked := time.Now()
-	id, seconds, strays, err := ls.store.Grant(ctx, int64(ls.asked/time.Second))
+	lease, strays, err := ls.store.Grant(ctx, ls.ttl, ls.family.next)
 	for _, stray := range strays {
-		ls.former = append(ls.former, lease{id: stray, gone: time.Now().Add(ls.asked), stray: true})
+		ls.former = append(ls.former, formerLease{id: stray, gone: time.Now().Add(ls.ttl), stray: true})
 	}
 	if err != nil {
 		return err
 	}
-	ls.held = lease{id: id}
-	ls.held.renewed(asked, seconds)
-	ls.onRenew(ls.held)
+	ls.held = lease
+	ls.store.KeepAlive(lease)
+	ls.onChange(lease)
 	return nil
 }
 
-// strays returns those of the former leases that are, without the ones that have ended by now.
-func (ls *leases) strays() (strays []lease) {
+// strays returns those of the former leases that are, and forgets those that have ended by now.
+func (ls *leases) strays() (strays []formerLease) {
 	now := time.Now()
-	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool { return one.stray && now.After(one.gone) })
+	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return one.stray && now.After(one.gone) })
 	for _, one := range ls.former {
 		if one.stray {
 			strays = append(strays, one)
@@ -108,98 +137,100 @@ func (ls *leases) strays() (strays []lease) {
 	return strays
 }
 
-// renewal is one try to renew the lease held.
-type renewal struct {
-	asked   time.Time
-	seconds int64
-	rev     int64 // etcd's revision
-	err     error
-	unsent  bool // because there was no connection
-}
-
-// renew renews the lease held.
-func (ls *leases) renew(ctx context.Context) error {
-	return ls.take(<-ls.ask(ctx, 0))
-}
-
-// ask asks for a renewal of the lease held. The answer comes when etcd has given it, or when ctx is done. It may take as
-// long as within, and as any other may.
-func (ls *leases) ask(ctx context.Context, within time.Duration) <-chan renewal {
-	answer := make(chan renewal, 1)
-	id, denied := ls.held.id, ls.held.denied
-	go func() {
-		err := ls.store.Ready(ctx)
-		one := renewal{asked: time.Now(), err: err, unsent: err != nil}
-		if err == nil {
-			one.seconds, one.rev, one.err = ls.store.Renew(ctx, id, denied, within)
-		}
-		answer <- one
-	}()
-	return answer
-}
-
-// take notes what an answer says of the lease held.
-func (ls *leases) take(one renewal) error {
-	switch {
-	case one.err == nil:
-		ls.held.renewed(one.asked, one.seconds)
-		ls.onRenew(ls.held)
-	case errors.Is(one.err, rpctypes.ErrLeaseNotFound):
-		ls.lost()
-	case etcd.IsDenied(one.err):
-		ls.held.denied = true
-	case !one.unsent:
-		ls.held.gone = time.Now().Add(ls.held.ttl)
-	}
-	return one.err
-}
-
-// lost makes the lease held a past one: etcd says that it does not exist.
-func (ls *leases) lost() {
-	ls.isGone(ls.held.id)
-	ls.held = lease{}
-	ls.onRenew(ls.held)
-}
-
-// isGone notes that etcd said that the lease does not exist any more.
-func (ls *leases) isGone(id clientv3.LeaseID) {
-	ls.past = append(ls.past, id)
-	ls.past = ls.past[max(0, len(ls.past)-pastLeases):]
+// lose forgets the lease held: etcd says that it does not exist. Where it was restored, others of ours may exist.
+func (ls *leases) lose() {
+	ls.store.LetGo(ls.held)
+	ls.held = nil
+	ls.suspicions++
+	ls.onChange(nil)
 }
 
 // discard makes the lease held a former one.
 func (ls *leases) discard() {
-	if ls.isHeld() {
-		ls.former = append(ls.former, ls.held)
-		ls.held = lease{}
+	if ls.held != nil {
+		ls.store.LetGo(ls.held)
+		ls.former = append(ls.former, formerLease{id: ls.held.ID, gone: ls.held.Gone()})
+		ls.held = nil
 	}
 }
 
-// sweep revokes the former leases. Those that could not be revoked stay for the next sweep.
+// disown makes a lease of ours that holds the key, but is not held, a former one.
+func (ls *leases) disown(id clientv3.LeaseID) {
+	if !contains(ls.former, id) {
+		ls.former = append(ls.former, formerLease{id: id, gone: time.Now().Add(ls.ttl)})
+	}
+}
+
+func contains(these []formerLease, id clientv3.LeaseID) bool {
+	return slices.ContainsFunc(these, func(one formerLease) bool { return one.id == id })
+}
+
+// isHeld reports whether the lease is the one that is held.
+func (ls *leases) isHeld(id clientv3.LeaseID) bool { return ls.held != nil && ls.held.ID == id }
+
+// sweep revokes all leases of ours but the one held. Those that could not be revoked stay for the next sweep.
 func (ls *leases) sweep(ctx context.Context) error {
-	return ls.swept(ls.revoke(ctx, ls.former))
+	if outcome := ls.startSweep(ctx); outcome != nil {
+		return ls.noteSwept(<-outcome)
+	}
+	return nil
 }
 
-// revocations are the outcome of a sweep: those of the leases that are gone, and why not all are.
-type revocations struct {
-	gone []clientv3.LeaseID
-	err  error
+// swept is the outcome of a sweep.
+type swept struct {
+	settled int                // how many suspicions are
+	found   []clientv3.LeaseID // what they were right about
+	revoked revoked
+	err     error // why not all could be revoked, or found
 }
 
-// startSweep begins a sweep, whose outcome comes when etcd has given it, or when ctx is done: nil where there is nothing
-// to sweep.
-func (ls *leases) startSweep(ctx context.Context) <-chan revocations {
-	if len(ls.former) == 0 {
+// startSweep begins a sweep, whose outcome comes when etcd has given it, or when ctx is done. It returns nil where there is
+// nothing to sweep.
+func (ls *leases) startSweep(ctx context.Context) <-chan swept {
+	if len(ls.former) == 0 && ls.suspicions == 0 {
 		return nil
 	}
-	outcome := make(chan revocations, 1)
-	former := slices.Clone(ls.former)
-	go func() { outcome <- ls.revoke(ctx, former) }()
+	outcome := make(chan swept, 1)
+	these, suspicions, held := slices.Clone(ls.former), ls.suspicions, ls.held
+	go func() {
+		var one swept
+		if suspicions > 0 {
+			if one.found, one.err = ls.find(ctx); one.err == nil {
+				one.settled = suspicions
+			}
+		}
+		for _, id := range one.found {
+			if (held == nil || id != held.ID) && !contains(these, id) {
+				these = append(these, formerLease{id: id})
+			}
+		}
+		one.revoked = ls.revoke(ctx, these)
+		one.err = cmp.Or(one.err, one.revoked.err)
+		outcome <- one
+	}()
 	return outcome
 }
 
+// noteSwept notes the outcome of a sweep.
+func (ls *leases) noteSwept(outcome swept) error {
+	for _, id := range outcome.found {
+		if !ls.isHeld(id) {
+			ls.disown(id)
+		}
+	}
+	ls.suspicions -= outcome.settled
+	_ = ls.noteRevoked(outcome.revoked)
+	return outcome.err
+}
+
+// revoked says which leases were, and why not all.
+type revoked struct {
+	ids []clientv3.LeaseID
+	err error
+}
+
 // revoke revokes leases, all at once.
-func (ls *leases) revoke(ctx context.Context, these []lease) (outcome revocations) {
+func (ls *leases) revoke(ctx context.Context, these []formerLease) (outcome revoked) {
 	errs := make([]error, len(these))
 	var all sync.WaitGroup
 	for i, one := range these {
@@ -208,43 +239,20 @@ func (ls *leases) revoke(ctx context.Context, these []lease) (outcome revocation
 	all.Wait()
 	for i, one := range these {
 		if errs[i] == nil {
-			outcome.gone = append(outcome.gone, one.id)
+			outcome.ids = append(outcome.ids, one.id)
 		}
 	}
 	outcome.err = cmp.Or(errs...)
 	return outcome
 }
 
-// swept notes the outcome of a sweep.
-func (ls *leases) swept(outcome revocations) error {
-	for _, id := range outcome.gone {
-		ls.isGone(id)
-	}
-	ls.former = slices.DeleteFunc(ls.former, func(one lease) bool { return slices.Contains(outcome.gone, one.id) })
+// noteRevoked forgets the leases that were revoked.
+func (ls *leases) noteRevoked(outcome revoked) error {
+	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return slices.Contains(outcome.ids, one.id) })
 	return outcome.err
 }
 
-// reviveAll makes the past leases former ones, to be revoked: etcd was restored, and one may be there again.
-func (ls *leases) reviveAll() {
-	for _, id := range ls.past {
-		ls.former = append(ls.former, lease{id: id, gone: time.Now().Add(ls.asked)})
-	}
-	ls.past = nil
-}
-
-// isOurs says whether the lease is one of ours.
-func (ls *leases) isOurs(id clientv3.LeaseID) bool {
-	return id == ls.held.id ||
-		slices.ContainsFunc(ls.former, func(one lease) bool { return one.id == id }) ||
-		ls.isPast(id)
-}
-
-// isPast says whether the lease was ours until etcd said that it does not exist any more.
-func (ls *leases) isPast(id clientv3.LeaseID) bool {
-	return slices.Contains(ls.past, id)
-}
-
-// gone is when the last former lease ends by itself, at the latest.
+// gone returns when the last former lease ends by itself, at the latest.
 func (ls *leases) gone() time.Time {
 	var last time.Time
 	for _, one := range ls.former {

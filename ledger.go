@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"github.com/discov-go/discov/internal/etcd"
 )
 
 // ledger is what the calls on a Publisher and its goroutine share, under one lock, and where calls wait.
@@ -25,12 +25,15 @@ type ledger struct {
 	running bool          // whether there is a goroutine
 	done    chan struct{} // closed when nothing is to come after Stop
 	outcome error         // what could not be withdrawn: of Stop, written before done is closed, or of a KeepAlive that failed
-	left    []lease       // that a KeepAlive that failed could not revoke
+	left    []formerLease // that a KeepAlive that failed could not revoke
 
 	taken     uint64 // the updates when the goroutine took the value last
 	published uint64 // the updates when etcd held the latest value last
 	rejected  uint64 // the updates when etcd refused a value for its size last
 	withdrawn bool   // whether no lease of ours can be left in etcd
+
+	family family          // of all lease IDs; the goroutine's, but kept here from one to the next
+	held   *etcd.Keepalive // the lease of now, nil where there is none
 }
 
 // start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
@@ -49,6 +52,7 @@ func newLedger(prefix, value string, t *teller) *ledger {
 		changed:   make(chan struct{}),
 		done:      make(chan struct{}),
 		withdrawn: true,
+		family:    newFamily(),
 	}
 }
 
@@ -135,8 +139,8 @@ func (l *ledger) withdrawErrorLocked(ctx context.Context) error {
 		cause = fmt.Errorf("%w: %w", cause, l.status.Err)
 	}
 	until := l.status.Until
-	if l.status.State != StateWithdrawing && !until.IsZero() {
-		until = time.Now().Add(l.status.TTL) // the goroutine has not heard yet: a renewal may be under way
+	if l.held != nil {
+		until = time.Now().Add(l.held.TTL) // the goroutine has not heard yet: a renewal may be under way
 	}
 	return newWithdrawError(l.nameLocked(), until, cause)
 }
@@ -147,6 +151,9 @@ func (l *ledger) snapshot() Status {
 	defer l.mu.Unlock()
 	s := l.status
 	s.Value = l.wish.value
+	if l.held != nil {
+		s.Until = l.held.Until()
+	}
 	return s
 }
 
@@ -246,10 +253,10 @@ func (l *ledger) publishedLocked(takeover bool, refusal error) {
 	l.enterLocked(StatePublished, refusal)
 }
 
-// conflictLocked tells of a conflict once, when it begins.
-func (l *ledger) conflictLocked(holder clientv3.LeaseID) {
-	if l.status.State != StateConflict {
-		l.enterLocked(StateConflict, fmt.Errorf("discov: %s: %w, under lease %d", l.nameLocked(), ErrConflict, holder))
+// conflictLocked tells of a conflict once, when it begins, and when it changes.
+func (l *ledger) conflictLocked(err error) {
+	if l.status.State != StateConflict || l.status.Err == nil || l.status.Err.Error() != err.Error() {
+		l.enterLocked(StateConflict, err)
 	}
 }
 
@@ -262,11 +269,15 @@ func (l *ledger) lost(why error) {
 	}
 }
 
-// noteLease notes a lease that was granted, renewed or, where it is the zero lease, lost.
-func (l *ledger) noteLease(held lease) {
+// noteLease notes a lease that was granted or, where it is nil, that the one before was lost.
+func (l *ledger) noteLease(held *etcd.Keepalive) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.status.Lease, l.status.TTL, l.status.Until = held.id, held.ttl, held.until
+	l.held = held
+	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
+	if held != nil {
+		l.status.Lease, l.status.TTL = held.ID, held.TTL
+	}
 }
 
 // noteUnconnected notes that a start in the background has no client yet.
@@ -290,7 +301,7 @@ func (l *ledger) withdrawing(gone time.Time, err error) {
 	if l.status.State == StateIdle {
 		l.enterLocked(StateRegistering, nil) // which was about to begin
 	}
-	l.status.Until = gone
+	l.held, l.status.Until = nil, gone
 	l.enterLocked(StateWithdrawing, err)
 }
 
@@ -302,7 +313,7 @@ func (l *ledger) noteWithdrawn() {
 
 // clearLeaseLocked notes that no lease of ours can be left.
 func (l *ledger) clearLeaseLocked() {
-	l.withdrawn = true
+	l.withdrawn, l.held = true, nil
 	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
 }
 
@@ -348,7 +359,7 @@ func (l *ledger) begun(s *start) error {
 }
 
 // leave notes the leases that could not be revoked, for the next KeepAlive to do it.
-func (l *ledger) leave(these []lease) {
+func (l *ledger) leave(these []formerLease) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.left = these

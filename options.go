@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/discov-go/discov/internal/auth"
+	"github.com/discov-go/discov/internal/conn"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -38,7 +40,7 @@ func WithTimeout(timeout time.Duration) PubOption {
 
 // WithPubEtcdAccount sets the etcd user and password; both are needed. Defaults to no account.
 func WithPubEtcdAccount(user, pass string) PubOption {
-	return func(p *Publisher) { p.opts.account = &login{user: user, pass: pass} }
+	return func(p *Publisher) { p.opts.target.Login, p.opts.hasAccount = auth.Login{User: user, Pass: pass}, true }
 }
 
 // WithPubEtcdTLS sets the PEM files of the client's certificate, its key and etcd's CA; all three are needed. They are
@@ -46,11 +48,12 @@ func WithPubEtcdAccount(user, pass string) PubOption {
 // insecureSkipVerify nobody checks who answers: for tests only. Defaults to no TLS, unless an endpoint says https.
 func WithPubEtcdTLS(certFile, certKeyFile, caFile string, insecureSkipVerify bool) PubOption {
 	return func(p *Publisher) {
-		p.opts.files = &tlsFiles{
-			cert:               certFile,
-			key:                certKeyFile,
-			ca:                 caFile,
-			insecureSkipVerify: insecureSkipVerify,
+		p.opts.hasFiles = true
+		p.opts.target.Files = auth.Files{
+			Cert:               certFile,
+			Key:                certKeyFile,
+			CA:                 caFile,
+			InsecureSkipVerify: insecureSkipVerify,
 		}
 	}
 }
@@ -63,7 +66,7 @@ func WithTLSConfig(config *tls.Config) PubOption {
 		if config == nil {
 			p.opts.reject(ErrOptions, "WithTLSConfig(nil)")
 		}
-		p.opts.tls = config
+		p.opts.target.TLS = config
 	}
 }
 
@@ -77,7 +80,7 @@ func WithClient(client *clientv3.Client) PubOption {
 		if client == nil {
 			p.opts.reject(ErrOptions, "WithClient(nil)")
 		}
-		p.opts.client = client
+		p.opts.target.Client = client
 	}
 }
 
@@ -85,12 +88,12 @@ func WithClient(client *clientv3.Client) PubOption {
 // called again, from another goroutine, when a connection has to be replaced. RejectOldCluster is an error with an account.
 // Publishers given the same PubOption value share a connection. Defaults to the settings that the README lists.
 func WithClientConfig(tune func(*clientv3.Config)) PubOption {
-	tuning := &clientTuning{apply: tune}
+	tuning := &conn.Tuning{Apply: guarded(tune)}
 	return func(p *Publisher) {
 		if tune == nil {
 			p.opts.reject(ErrOptions, "WithClientConfig(nil)")
 		}
-		p.opts.tune = tuning
+		p.opts.target.Tuning = tuning
 	}
 }
 

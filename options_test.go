@@ -16,7 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/discov-go/discov/internal/etcd"
+	"github.com/discov-go/discov/internal/conn"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -734,10 +734,10 @@ func FuzzBadInputIsNamedAndGoodInputIsUsable(f *testing.F) {
 			}
 			return
 		}
-		l, err := dial(newTarget(p.endpoints, p.opts), false, "")
+		c, err := conn.Open(p.opts.target.To(p.endpoints))
 		require.NoError(t, err)
-		l.close()
-		_, err = proto.Marshal(putOf(etcd.Write{Key: key, Value: value, Lease: 1}))
+		c.Close()
+		_, err = proto.Marshal(&pb.PutRequest{Key: []byte(key), Value: []byte(value), Lease: 1})
 		require.NoError(t, err)
 		_, err = proto.Marshal(&pb.AuthenticateRequest{Name: user, Password: pass})
 		require.NoError(t, err)

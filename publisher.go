@@ -20,6 +20,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/discov-go/discov/internal/conn"
 )
 
 // A Publisher keeps a key with a value in etcd. Its calls may be made from any number of goroutines, in any order; none
@@ -63,8 +65,8 @@ type Publisher struct {
 
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
-	// connect gives the goroutine its etcd, and how to release it.
-	connect func(context.Context) (store, func(), error)
+	// connect gives the goroutine its etcd.
+	connect func(context.Context) (connected, error)
 }
 
 // NewPublisher returns a Publisher of value at key, which becomes <key>/<lease ID>, or <key>/<id> with WithId. endpoints
@@ -87,45 +89,26 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 	return p
 }
 
-// share is the real connect: a session on the connection that is shared.
-func (p *Publisher) share(ctx context.Context) (store, func(), error) {
-	c, err := acquireWithin(ctx, newTarget(p.endpoints, p.opts))
+// share is the real connect: the use of a connection that is shared.
+func (p *Publisher) share(ctx context.Context) (connected, error) {
+	shared, err := connections.acquire(ctx, p.opts.target.To(p.endpoints))
 	if err != nil {
-		return nil, nil, err
+		return connected{}, err
 	}
-	p.teller.share(c.quota)
-	s := &session{
-		conn:        c,
-		call:        p.opts.timeout / 2,
-		patience:    min(p.opts.timeout/4, p.opts.ttl/8),
-		maxPatience: p.opts.timeout / 4,
+	p.teller.share(shared.lines)
+	usual := conn.Bounds{
+		Call:     p.opts.timeout / 2,
+		Patience: min(p.opts.timeout/4, p.opts.ttl/8),
+		// So that there is time left on another link, before the call and the lease end.
+		MaxPatience: min(9*p.opts.timeout/20, p.opts.ttl/3),
 	}
-	return s, func() { connections.release(c) }, nil
-}
-
-// acquireWithin is acquire, which heeds no context, for one who does not wait for longer than ctx.
-func acquireWithin(ctx context.Context, to *target) (*conn, error) {
-	type acquired struct {
-		conn *conn
-		err  error
-	}
-	outcome := make(chan acquired)
-	go func() {
-		c, err := connections.acquire(to)
-		select {
-		case outcome <- acquired{c, err}:
-		case <-ctx.Done():
-			if err == nil {
-				connections.release(c)
-			}
-		}
-	}()
-	select {
-	case one := <-outcome:
-		return one.conn, one.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("discov: make a client for %v: %w", to.endpoints, context.Cause(ctx))
-	}
+	first := usual
+	first.Call = 0
+	return connected{
+		first:   shared.conn.Caller(first),
+		usual:   shared.conn.Caller(usual),
+		release: func() { connections.release(shared) },
+	}, nil
 }
 
 // validate returns all that is wrong with what the user gave, joined.
@@ -156,7 +139,7 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 		return err
 	}
 	err := p.awaitAnswer(first)
-	if err != nil && p.opts.client == nil {
+	if err != nil && p.opts.target.Client == nil {
 		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
 	}
 	return err

@@ -4,15 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/discov-go/discov/internal/auth"
 	"github.com/discov-go/discov/internal/backoff"
-	"github.com/discov-go/discov/internal/etcd"
+	"github.com/discov-go/discov/internal/conn"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -66,43 +66,6 @@ func TestADialHoldsUpNobodyElse(t *testing.T) {
 	awaitState(t, slow, StatePublished)
 }
 
-// newSession returns a session of the test's own.
-func newSession(t *testing.T, to *target) *session {
-	t.Helper()
-	c, err := connections.acquire(to)
-	require.NoError(t, err)
-	t.Cleanup(func() { connections.release(c) })
-	return &session{conn: c, call: eventually, patience: time.Second, maxPatience: time.Second}
-}
-
-func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
-	_, _, err := s.Get(deadline(t, eventually), testKey)
-	require.NoError(t, err)
-	l := s.conn.enter()
-	defer l.calls.Done()
-	since := time.Now()
-	require.NoError(t, s.Ready(t.Context()))
-	require.True(t, l.silentSince(since))
-	_, _, err = s.Get(deadline(t, eventually), testKey)
-	require.NoError(t, err)
-	require.False(t, l.silentSince(since))
-}
-
-func TestAnOutdatedWriteIsNotSent(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	s := newSession(t, newTarget(srv.Endpoints(), defaultOptions()))
-	outdated := etcd.Write{Key: testFullKey, Value: testValue, Outdated: func() bool { return true }}
-	_, err := s.Put(t.Context(), outdated)
-	require.ErrorIs(t, err, etcd.ErrOutdated)
-	_, _, _, err = s.PutOver(t.Context(), etcd.Entry{}, outdated)
-	require.ErrorIs(t, err, etcd.ErrOutdated)
-	requireAbsent(t, srv, testFullKey)
-}
-
 // TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime: a login may take its time, but not all that there is.
 func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T) {
 	t.Parallel()
@@ -148,37 +111,6 @@ func TestASlowLoginIsMadeOnce(t *testing.T) {
 	require.Eventually(t, func() bool { return srv.Watchers() == 1 }, eventually, 10*time.Millisecond, "it is not back")
 	require.EqualValues(t, 1, logins.Load())
 	require.Equal(t, 1, p.Status().Registrations)
-}
-
-func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {
-	t.Parallel()
-	client := etcdlessClient(t)
-	o := defaultOptions()
-	o.client = client
-	s := newSession(t, newTarget(nil, o))
-	time.AfterFunc(200*time.Millisecond, func() { _ = client.Close() })
-	requireWithin(t, 2*time.Second, func() { require.ErrorIs(t, s.Ready(t.Context()), ErrClientClosed) })
-}
-
-func TestWhyThereIsNoConnectionIsFoundOutAnew(t *testing.T) {
-	t.Parallel()
-	rude, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer rude.Close()
-	go func() {
-		for {
-			conn, err := rude.Accept()
-			if err != nil {
-				return
-			}
-			time.AfterFunc(200*time.Millisecond, func() { conn.Close() })
-		}
-	}()
-	l, err := dial(newTarget([]string{rude.Addr().String()}, defaultOptions()), false, "")
-	require.NoError(t, err)
-	defer l.close()
-	require.Error(t, l.awaitConnection(deadline(t, 50*time.Millisecond)))
-	require.ErrorContains(t, l.awaitConnection(deadline(t, time.Second)), "preface")
 }
 
 func TestTheLastReleaseClosesTheConnection(t *testing.T) {
@@ -245,11 +177,11 @@ func TestWhoSharesAConnection(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			r := &registry{conns: map[identity]*conn{}}
-			acquire := func(u user) *conn {
+			r := newRegistry()
+			acquire := func(u user) *sharedConn {
 				p := NewPublisher(u.endpoints, testKey, testValue, u.opts...)
 				require.NoError(t, p.validate())
-				c, err := r.acquire(newTarget(p.endpoints, p.opts))
+				c, err := r.acquire(t.Context(), p.opts.target.To(p.endpoints))
 				require.NoError(t, err)
 				return c
 			}
@@ -322,18 +254,18 @@ func TestAFailedDialIsTriedAgainByTheNext(t *testing.T) {
 func TestConnectionsComeAndGoUnderStress(t *testing.T) {
 	requireNoGoroutineLeft(t)
 	srv := quickEtcd(t)
-	r := &registry{conns: map[identity]*conn{}}
-	accounts := []*login{nil, {"u", "p"}, {"v", "q"}}
+	r := newRegistry()
+	accounts := []auth.Login{{}, {User: "u", Pass: "p"}, {User: "v", Pass: "q"}}
 	var running sync.WaitGroup
 	for range 8 {
 		running.Go(func() {
 			for range 100 {
-				to := &target{endpoints: srv.Endpoints(), account: accounts[rand.IntN(len(accounts))]}
-				c, err := r.acquire(to)
+				to := conn.Target{Login: accounts[rand.IntN(len(accounts))]}.To(srv.Endpoints())
+				c, err := r.acquire(t.Context(), to)
 				if !assert.NoError(t, err) {
 					return
 				}
-				assert.Equal(t, to.identity(), c.to.identity())
+				assert.Equal(t, to, c.target)
 				if rand.IntN(4) == 0 {
 					time.Sleep(rand.N(time.Millisecond))
 				}

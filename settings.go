@@ -2,7 +2,6 @@ package discov
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/discov-go/discov/internal/auth"
+	"github.com/discov-go/discov/internal/conn"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -37,29 +38,27 @@ type options struct {
 	logger          *slog.Logger
 	observer        func(Event)
 
-	account *login
-	files   *tlsFiles
-	tls     *tls.Config
-	client  *clientv3.Client
-	tune    *clientTuning
+	target     conn.Target // without its endpoints
+	hasAccount bool
+	hasFiles   bool
 
 	errs []error // of options that were given what cannot be kept here
 }
 
-// clientTuning has an identity, unlike the func in it: Publishers that were given the same option share a connection.
-type clientTuning struct {
-	apply func(*clientv3.Config)
-}
-
-// run lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
-func (t *clientTuning) run(config *clientv3.Config) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
+// guarded lets the user's code tune the settings. A panic in it is the user's: it becomes an error.
+func guarded(tune func(*clientv3.Config)) func(*clientv3.Config) error {
+	return func(config *clientv3.Config) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("%w: WithClientConfig panicked: %v", ErrOptions, p)
+			}
+		}()
+		tune(config)
+		if config.RejectOldCluster && config.Username != "" && config.Password != "" {
+			return fmt.Errorf("%w: RejectOldCluster with an account: the client would ask before it can log in", ErrOptions)
 		}
-	}()
-	t.apply(config)
-	return nil
+		return nil
+	}
 }
 
 // defaultOptions is the one place of every default.
@@ -85,7 +84,7 @@ func (o options) validate(endpoints []string, key, value string) error {
 		o.reject(ErrValue, "the value of key %q is empty", key)
 	}
 	o.validateKeeping()
-	if o.client != nil {
+	if o.target.Client != nil {
 		o.validateOwnClient()
 		return errors.Join(o.errs...)
 	}
@@ -111,7 +110,7 @@ func (o *options) validateKeeping() {
 }
 
 func (o *options) validateOwnClient() {
-	if o.account != nil || o.files != nil || o.tls != nil || o.tune != nil {
+	if o.hasAccount || o.hasFiles || o.target.TLS != nil || o.target.Tuning != nil {
 		o.reject(ErrOptions, "WithClient excludes the options that make a client: account, TLS and client config")
 	}
 }
@@ -121,15 +120,15 @@ func (o *options) validateEndpoints(endpoints []string) {
 		o.reject(ErrEndpoints, "there are none")
 		return
 	}
-	withTLS := o.tls != nil || o.files != nil
-	if err := checkTogether(endpoints, withTLS); err != nil {
+	withTLS := o.target.TLS != nil || o.hasFiles
+	if err := conn.CheckTogether(endpoints, withTLS); err != nil {
 		o.reject(ErrEndpoints, "%v", err)
 	}
 	for _, endpoint := range endpoints {
-		if err := checkEndpoint(endpoint); err != nil {
+		if err := conn.CheckEndpoint(endpoint); err != nil {
 			o.reject(ErrEndpoints, "%q: %v", endpoint, err)
 		}
-		if withTLS && isPlaintext(endpoint) {
+		if withTLS && conn.IsPlaintext(endpoint) {
 			o.reject(ErrTLS, "endpoint %q is plaintext, yet TLS was asked for", endpoint)
 		}
 	}
@@ -137,23 +136,19 @@ func (o *options) validateEndpoints(endpoints []string) {
 
 // validateAccess is about what the library's client shows to etcd, and demands of it.
 func (o *options) validateAccess() {
-	if o.account != nil {
-		if err := checkAccount(*o.account, "user", "password"); err != nil {
+	if o.hasAccount {
+		if err := checkAccount(o.target.Login, "user", "password"); err != nil {
 			o.reject(ErrAccount, "WithPubEtcdAccount: %v", err)
 		}
 	}
-	if o.files == nil {
+	if !o.hasFiles {
 		return
 	}
-	if o.tls != nil {
+	if o.target.TLS != nil {
 		o.reject(ErrOptions, "WithTLSConfig excludes WithPubEtcdTLS")
 	}
-	_, certErr := o.files.loadCertificate()
-	_, caErr := o.files.loadCA()
-	for _, err := range []error{certErr, caErr} {
-		if err != nil {
-			o.reject(ErrTLS, "%v", err)
-		}
+	if _, err := o.target.Files.Load(); err != nil {
+		o.reject(ErrTLS, "%v", err)
 	}
 }
 
@@ -181,16 +176,16 @@ func checkTimeout(timeout time.Duration) error {
 }
 
 // checkAccount names the user and the password as they are named where they were given. It never tells the password itself.
-func checkAccount(account login, user, password string) error {
+func checkAccount(account auth.Login, user, password string) error {
 	switch {
-	case account.user == "" && account.pass == "":
+	case account.User == "" && account.Pass == "":
 		return fmt.Errorf("%s and %s are empty", user, password)
-	case account.user == "":
+	case account.User == "":
 		return fmt.Errorf("%s is set, %s is not", password, user)
-	case account.pass == "":
-		return fmt.Errorf("%s is %q, %s is not set", user, account.user, password)
-	case !utf8.ValidString(account.user) || !utf8.ValidString(account.pass):
-		return fmt.Errorf("user %q or its password is not UTF-8, which etcd wants", account.user)
+	case account.Pass == "":
+		return fmt.Errorf("%s is %q, %s is not set", user, account.User, password)
+	case !utf8.ValidString(account.User) || !utf8.ValidString(account.Pass):
+		return fmt.Errorf("user %q or its password is not UTF-8, which etcd wants", account.User)
 	}
 	return nil
 }

@@ -80,15 +80,6 @@ func New(ctx context.Context, as Login, members int, text string, ready func(con
 	return &Account{ctx: ctx, login: as, members: members, token: newToken(text), asked: text != "", ready: ready}
 }
 
-// DialOptions returns what makes a connection use the account.
-func (a *Account) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{
-		grpc.WithPerRPCCredentials(a),
-		grpc.WithChainUnaryInterceptor(a.interceptUnary),
-		grpc.WithChainStreamInterceptor(a.interceptStream),
-	}
-}
-
 // Wait waits until all goroutines have ended. The account's context must be done.
 func (a *Account) Wait() {
 	if a != nil {

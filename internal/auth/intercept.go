@@ -12,6 +12,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// DialOptions returns what makes a connection use the account.
+func (a *Account) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithPerRPCCredentials(a),
+		grpc.WithChainUnaryInterceptor(a.interceptUnary),
+		grpc.WithChainStreamInterceptor(a.interceptStream),
+	}
+}
+
 // interceptUnary gives each call a token, and a second try where etcd rejects it.
 func (a *Account) interceptUnary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if method == pb.Auth_Authenticate_FullMethodName || method == pb.Auth_AuthStatus_FullMethodName || ctx.Value(question{}) != nil {

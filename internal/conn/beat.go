@@ -14,7 +14,7 @@ import (
 // two beats joins at the next one, so that none waits for longer than a third of its TTL. When a beat falls is drawn by lot
 // once for each connection, so that processes do not beat together, also after an outage that has ended for all at once.
 type beats struct {
-	conn  *Conn
+	links *links
 	began time.Time
 	phase float64
 
@@ -22,9 +22,9 @@ type beats struct {
 	all map[time.Duration]*beat // by TTL; each has at least one lease
 }
 
-func newBeats(c *Conn) *beats {
+func newBeats(on *links) *beats {
 	return &beats{
-		conn:  c,
+		links: on,
 		began: time.Now(),
 		phase: rand.Float64(), //nolint:gosec // spreads load, guards nothing
 		all:   map[time.Duration]*beat{},
@@ -45,23 +45,21 @@ type beat struct {
 }
 
 // KeepAlive renews the lease at each beat, until it is let go.
-func (c *Caller) KeepAlive(lease *etcd.Keepalive) {
-	bs := c.conn.beats
+func (bs *beats) KeepAlive(lease *etcd.Keepalive) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	b := bs.all[lease.TTL]
 	if b == nil {
 		b = &beat{of: bs, ttl: lease.TTL, leases: map[*etcd.Keepalive]struct{}{}}
-		b.ctx, b.cancel = context.WithCancel(bs.conn.ctx)
+		b.ctx, b.cancel = context.WithCancel(bs.links.ctx)
 		bs.all[lease.TTL] = b
-		bs.conn.run(b.run)
+		bs.links.run(b.run)
 	}
 	b.leases[lease] = struct{}{}
 }
 
 // LetGo ends the renewals of the lease: none is sent any more.
-func (c *Caller) LetGo(lease *etcd.Keepalive) {
-	bs := c.conn.beats
+func (bs *beats) LetGo(lease *etcd.Keepalive) {
 	bs.mu.Lock()
 	if b := bs.all[lease.TTL]; b != nil {
 		delete(b.leases, lease)
@@ -71,9 +69,7 @@ func (c *Caller) LetGo(lease *etcd.Keepalive) {
 		}
 	}
 	bs.mu.Unlock()
-	l := c.conn.enter()
-	defer l.calls.Done()
-	l.renewals.Forget(lease)
+	bs.links.link().renewals.Forget(lease)
 }
 
 // wentBack tells all that etcd was wiped or restored.
@@ -82,7 +78,7 @@ func (bs *beats) wentBack() {
 	defer bs.mu.Unlock()
 	for _, b := range bs.all {
 		for lease := range b.leases {
-			lease.Fail(etcd.ErrWentBack)
+			lease.WentBack()
 		}
 	}
 }
@@ -104,7 +100,7 @@ func (b *beat) run() {
 	late := time.NewTimer(b.ttl)
 	defer late.Stop()
 	for {
-		l := b.of.conn.link()
+		l := b.of.links.link()
 		select {
 		case <-next.C:
 			next.Reset(b.of.untilNext(b.ttl / beatsPerTTL))
@@ -116,7 +112,7 @@ func (b *beat) run() {
 				late.Reset(b.patience(l))
 			}
 		case <-l.left.Done():
-			b.ask(b.of.conn.link())
+			b.ask(b.of.links.link())
 			late.Reset(b.patience(l))
 		case <-b.ctx.Done():
 			return
@@ -163,7 +159,7 @@ func (b *beat) lookAfter(l *link) bool {
 		return false
 	}
 	if l.pulse.IsSilentSince(b.asked) || l.members() > 1 {
-		b.of.conn.suspect(l)
+		b.of.links.suspect(l)
 	}
 	for _, lease := range unheard {
 		lease.Expire(etcd.Because(context.DeadlineExceeded, "no renewal was answered for the whole TTL"))

@@ -1,136 +1,56 @@
 package conn
 
-import (
-	"context"
-	"sync"
-	"time"
-)
+import "context"
 
-// A Conn is a connection to etcd that outlives its links: one that stalls is replaced under its users. It is safe for
-// concurrent use.
+// A Conn is a connection to etcd that outlives its links. It is safe for concurrent use.
 type Conn struct {
-	to      Target
-	own     *Caller // of what is done for all users at once
+	links   *links
 	history history
+	own     *requester // of what is done for all users at once
 	beats   *beats
 	keys    *keys
-
-	ctx    context.Context // done when the Conn is closed
-	cancel context.CancelFunc
-
-	mu        sync.Mutex
-	cur       *link     // never nil
-	inDoubt   bool      // whether there is a trial of cur
-	acquitted time.Time // when cur was last found well
-
-	running sync.WaitGroup // trials, links on their way out, and what is done for all users at once
 }
 
 // Open makes a connection. It does not wait until there is one, unless the target's tuning does.
 func Open(to Target) (*Conn, error) {
-	c := &Conn{to: to}
-	c.ctx, c.cancel = context.WithCancel(context.Background())
-	c.own = c.Caller(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
-	c.beats = newBeats(c)
-	c.keys = newKeys(c)
+	c := &Conn{}
 	var err error
-	if to.Client != nil {
-		c.cur = borrow(to.Client, c.heard)
-	} else if c.cur, err = dial(to, false, "", c.heard); err != nil {
-		c.cancel()
+	if c.links, err = open(to, c.heard); err != nil {
 		return nil, err
 	}
+	c.own = c.requester(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
+	c.beats = newBeats(c.links)
+	c.keys = newKeys(c.links, c.own)
+	c.history.wentBack = c.beats.wentBack
 	return c, nil
 }
 
 // Close closes the connection. The calls of its users must have ended.
-func (c *Conn) Close() {
-	c.mu.Lock() // so that nothing begins after
-	c.cancel()
-	c.mu.Unlock()
-	c.running.Wait()
-	c.cur.close()
+func (c *Conn) Close() { c.links.close() }
+
+// A Caller is one user's use of a connection. It is safe for concurrent use.
+type Caller struct {
+	*requester
+	*beats
+	*keys
 }
 
-// run runs f beside the Conn's users, unless the Conn is closed.
-func (c *Conn) run(f func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx.Err() == nil {
-		c.running.Go(f)
+// Caller returns a user of the connection.
+func (c *Conn) Caller(bounds Bounds) *Caller {
+	return &Caller{c.requester(bounds), c.beats, c.keys}
+}
+
+func (c *Conn) requester(bounds Bounds) *requester {
+	return &requester{links: c.links, history: &c.history, bounds: bounds}
+}
+
+// heard takes the revision that any answer on a stream names, and finds out for sure where it is an older one.
+func (c *Conn) heard(rev int64) {
+	if c.history.isDoubtedBy(rev) {
+		c.links.run(func() {
+			ctx, cancel := context.WithTimeout(c.links.ctx, auditTimeout)
+			defer cancel()
+			_ = c.own.lookBack(ctx) // what it tells is noted; where there is no answer, another is heard soon
+		})
 	}
-}
-
-// enter takes the link of now for a call.
-func (c *Conn) enter() *link {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cur.calls.Add(1)
-	return c.cur
-}
-
-// link returns the link of now, for what needs no answer.
-func (c *Conn) link() *link {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.cur
-}
-
-// isReady reports whether the link of now has a connection.
-func (c *Conn) isReady() bool {
-	return c.link().ready.isReady()
-}
-
-// suspect puts the link in doubt, unless it is. It returns false if that was done just now.
-func (c *Conn) suspect(l *link) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.cur != l || !l.ours || c.inDoubt || c.ctx.Err() != nil:
-		return true
-	case time.Since(c.acquitted) < acquittal:
-		return false
-	}
-	c.inDoubt = true
-	if l.ready.isReady() {
-		l.pulse.BeginSilence()
-	}
-	c.running.Go(func() { c.try(l) })
-	return true
-}
-
-// try finds out whether etcd or the link is at fault, and moves to another link where it is.
-func (c *Conn) try(l *link) {
-	defer l.pulse.EndSilence()
-	token := l.account.Token()
-	t := trial{
-		suspect: l,
-		members: l.members(),
-		dial: func(brisk bool) (candidate, error) {
-			return dial(c.to, brisk, token, c.heard)
-		},
-	}
-	if winner, ok := t.run(c.ctx).(*link); ok && winner != l {
-		c.moveTo(winner)
-	} else {
-		c.acquit()
-	}
-}
-
-func (c *Conn) acquit() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.inDoubt = false
-	c.acquitted = time.Now()
-}
-
-// moveTo makes the spare the link of now. Calls on the old one end and are made again on the spare, watches end.
-func (c *Conn) moveTo(spare *link) {
-	c.mu.Lock()
-	old := c.cur
-	spare.pulse.Expect(old.pulse.RoundTrip())
-	c.cur, c.inDoubt = spare, false
-	c.mu.Unlock()
-	old.leave()
-	c.running.Go(old.close)
 }

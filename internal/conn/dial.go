@@ -85,7 +85,7 @@ func takeLimits(config *clientv3.Config) {
 
 // takeTLS takes the handshakes out of the client's hands into ours.
 func takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
-	if config.TLS == nil && !slices.ContainsFunc(config.Endpoints, IsSecure) {
+	if config.TLS == nil && !slices.ContainsFunc(config.Endpoints, isSecure) {
 		return
 	}
 	ours := grpc.WithTransportCredentials(auth.TLS(load))
@@ -98,7 +98,14 @@ func (l *link) takeAccount(config *clientv3.Config, token string) {
 		return
 	}
 	as := auth.Login{User: config.Username, Pass: config.Password}
-	ready := func(ctx context.Context, _ *grpc.ClientConn) error { return l.await(ctx) }
+	ready := func(ctx context.Context, _ *grpc.ClientConn) error {
+		select {
+		case <-l.attached:
+			return l.await(ctx)
+		case <-ctx.Done(): // a request of the client's own, while it is being made
+			return ctx.Err()
+		}
+	}
 	l.account = auth.New(l.left, as, len(config.Endpoints), token, ready)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// Scheme returns the scheme of an endpoint, empty where it has none.
-func Scheme(endpoint string) string {
+// schemeOf returns the scheme of an endpoint, or "" if it has none.
+func schemeOf(endpoint string) string {
 	if scheme, _, ok := strings.Cut(endpoint, "://"); ok {
 		return scheme
 	}
@@ -20,15 +21,21 @@ func Scheme(endpoint string) string {
 	return ""
 }
 
-// IsSecure reports whether an endpoint asks for TLS by itself.
-func IsSecure(endpoint string) bool {
-	scheme := Scheme(endpoint)
+// isSecure reports whether an endpoint asks for TLS by itself.
+func isSecure(endpoint string) bool {
+	scheme := schemeOf(endpoint)
 	return scheme == "https" || scheme == "unixs"
 }
 
-// CheckEndpoint returns what is wrong with an endpoint: it must be host:port, http(s)://host:port or unix(s)://path.
+// IsPlaintext reports whether an endpoint excludes TLS by itself.
+func IsPlaintext(endpoint string) bool {
+	scheme := schemeOf(endpoint)
+	return scheme == "http" || scheme == "unix"
+}
+
+// CheckEndpoint returns what is wrong with one endpoint.
 func CheckEndpoint(endpoint string) error {
-	switch scheme := Scheme(endpoint); scheme {
+	switch scheme := schemeOf(endpoint); scheme {
 	case "":
 		return checkHostPort(endpoint)
 	case "unix", "unixs":
@@ -62,4 +69,21 @@ func checkHostPort(hostPort string) error {
 		return fmt.Errorf("bad port %q", port)
 	}
 	return nil
+}
+
+// CheckTogether returns what is wrong with endpoints as those of one client, which all get TLS or none. withTLS is whether
+// it was asked for besides.
+func CheckTogether(endpoints []string, withTLS bool) error {
+	first := slices.Min(endpoints)
+	if _, err := url.Parse("etcd:///" + first); err != nil { // the client makes its target of the first
+		return fmt.Errorf("%q: %w", first, errors.Unwrap(err))
+	}
+	if !withTLS && slices.ContainsFunc(endpoints, isSecure) && !allSecure(endpoints) {
+		return fmt.Errorf("some say https and some do not: %s", strings.Join(endpoints, ", "))
+	}
+	return nil
+}
+
+func allSecure(endpoints []string) bool {
+	return !slices.ContainsFunc(endpoints, func(endpoint string) bool { return !isSecure(endpoint) })
 }

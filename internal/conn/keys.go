@@ -14,15 +14,16 @@ import (
 // keys are those that are watched over a connection. All of them are read now and then, many at once, in case that a watch
 // missed something: a watch is a hint, the read is the truth.
 type keys struct {
-	conn *Conn
+	links *links
+	own   *requester
 
 	mu       sync.Mutex
 	all      map[*key]struct{}
 	auditing bool // whether there is a goroutine
 }
 
-func newKeys(c *Conn) *keys {
-	return &keys{conn: c, all: map[*key]struct{}{}}
+func newKeys(on *links, own *requester) *keys {
+	return &keys{links: on, own: own, all: map[*key]struct{}{}}
 }
 
 // key is one that is watched, on whichever stream. It is the Listener of its watch.
@@ -42,8 +43,7 @@ type key struct {
 
 // Watch tells of the key, which was so at revision rev, until it ends. It does not wait. An account that may read the key,
 // but not watch it, hears of it now and then.
-func (c *Caller) Watch(name string, now etcd.Entry, rev int64) *etcd.Watcher {
-	ks := c.conn.keys
+func (ks *keys) Watch(name string, now etcd.Entry, rev int64) *etcd.Watcher {
 	k := &key{of: ks, name: name, now: now, rev: rev}
 	k.Watcher = etcd.NewWatcher(k.stop)
 	ks.add(k)
@@ -57,7 +57,7 @@ func (ks *keys) add(k *key) {
 	ks.all[k] = struct{}{}
 	if !ks.auditing {
 		ks.auditing = true
-		ks.conn.run(ks.audit)
+		ks.links.run(ks.audit)
 	}
 }
 
@@ -69,7 +69,7 @@ func (ks *keys) remove(k *key) {
 
 // watch asks for a watch on the link of now.
 func (k *key) watch() {
-	l := k.of.conn.enter()
+	l := k.of.links.enter()
 	defer l.calls.Done()
 	if l.isClosedByCaller() {
 		k.finish(etcd.ErrClientClosed)
@@ -132,7 +132,7 @@ func (k *key) End(err error) {
 	k.mu.Unlock()
 	switch {
 	case another:
-		k.of.conn.run(k.watch)
+		k.of.links.run(k.watch)
 	case !blind:
 		k.finish(err)
 	}
@@ -157,7 +157,7 @@ func (k *key) found(now etcd.Entry, rev int64) {
 
 // audit reads all keys now and then, as long as there are any.
 func (ks *keys) audit() {
-	for backoff.Pause(ks.conn.ctx, backoff.Jitter(auditEvery)) {
+	for backoff.Pause(ks.links.ctx, backoff.Jitter(auditEvery)) {
 		these := ks.list()
 		if len(these) == 0 {
 			return
@@ -186,9 +186,9 @@ func (ks *keys) read(batch []*key) {
 	for _, k := range batch {
 		txn.Success = append(txn.Success, readOf(k.name))
 	}
-	ctx, cancel := context.WithTimeout(ks.conn.ctx, auditTimeout)
+	ctx, cancel := context.WithTimeout(ks.links.ctx, auditTimeout)
 	defer cancel()
-	response, err := truly(ctx, ks.conn.own, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
+	response, err := truly(ctx, ks.own, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
 		return l.kv.Txn(ctx, txn, grpc.WaitForReady(true))
 	})
 	switch {

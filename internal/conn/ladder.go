@@ -2,14 +2,15 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcd"
 )
 
-// do makes a request over the link of now, and over the next one where the Conn moves on meanwhile.
-func do[T any](ctx context.Context, c *Conn, patience func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+// do makes a request over the link of now, and over the next one where that is replaced meanwhile.
+func do[T any](ctx context.Context, c *links, patience func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	for {
 		l := c.enter()
 		answer, err = onLink(ctx, c, l, patience(l), request)
@@ -22,7 +23,7 @@ func do[T any](ctx context.Context, c *Conn, patience func(*link) time.Duration,
 }
 
 // onLink makes a request over a link. Where one member cannot do it, the next is asked at once.
-func onLink[T any](ctx context.Context, c *Conn, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	if l.isClosedByCaller() {
 		return answer, etcd.ErrClientClosed
 	}
@@ -41,9 +42,9 @@ func onLink[T any](ctx context.Context, c *Conn, l *link, patience time.Duration
 
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
-func again[T any](ctx context.Context, c *Conn, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	r := &race[T]{cancel: cancel}
 	began := time.Now()
 	pause := max(askAgain, l.pulse.Late())
@@ -58,7 +59,7 @@ func again[T any](ctx context.Context, c *Conn, l *link, patience time.Duration,
 		r.end(answer, err)
 	}
 	done := l.attendant.attend(&pending{
-		cancel:   cancel,
+		cancel:   func() { cancel(nil) },
 		patience: patience,
 		suspect: func() bool {
 			// With several members, one that is silent may hide behind the answers of the others.
@@ -76,9 +77,12 @@ func again[T any](ctx context.Context, c *Conn, l *link, patience time.Duration,
 	return r.answer, r.err
 }
 
+// errOvertaken ends the tries of a request after the first one that has ended.
+var errOvertaken = errors.New("another try has ended")
+
 // race is among the tries of one request: the first that ends wins, and ends the others.
 type race[T any] struct {
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	once   sync.Once
 	answer T
 	err    error
@@ -87,6 +91,6 @@ type race[T any] struct {
 func (r *race[T]) end(answer T, err error) {
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
-		r.cancel()
+		r.cancel(errOvertaken)
 	})
 }

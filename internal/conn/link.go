@@ -30,6 +30,8 @@ type link struct {
 	brisk bool
 	ours  bool // the library's, to be closed
 
+	attached chan struct{} // closed when there is a client
+
 	left  context.Context // done when nobody is to use the link any more
 	leave context.CancelFunc
 
@@ -38,7 +40,7 @@ type link struct {
 }
 
 func newLink() *link {
-	l := &link{}
+	l := &link{attached: make(chan struct{})}
 	l.left, l.leave = context.WithCancel(context.Background())
 	context.AfterFunc(l.left, l.attendant.cancelAll)
 	return l
@@ -59,6 +61,7 @@ func (l *link) attach(client *clientv3.Client, heard func(rev int64)) {
 	l.ready = newReadiness(l.left, l.cc, &l.pulse)
 	l.renewals = stream.NewRenewals(l.left, l.cc, &l.pulse, heard)
 	l.watches = stream.NewWatches(l.left, l.cc, &l.pulse, heard)
+	close(l.attached)
 }
 
 // close ends the streams, and the client if it is the library's. All calls must have been told to end.

@@ -18,7 +18,7 @@ import (
 //
 // It may outlast its ctx, by a bound. The strays are leases that etcd may grant as well, even after they were revoked, so
 // that nothing must ever be put on them: what was asked for without an answer.
-func (c *Caller) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
+func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
 	tries := grantTries{next: next}
 	lease, err = call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
 		return c.grant(ctx, l, ttl, &tries)
@@ -29,25 +29,28 @@ func (c *Caller) Grant(ctx context.Context, ttl time.Duration, next func() clien
 	return lease, tries.end(lease.ID), nil
 }
 
-func (c *Caller) grant(ctx context.Context, l *link, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
-	granted := make(chan *etcd.Keepalive, 1)
-	failed := make(chan error, 1)
+// grant waits for the answer, also when ctx is done: what is granted after it was revoked would stay. It does not where
+// another try has ended.
+func (c *requester) grant(ctx context.Context, l *link, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
+	type outcome struct {
+		lease *etcd.Keepalive
+		err   error
+	}
+	done := make(chan outcome, 1)
 	l.calls.Go(func() {
 		lease, err := l.grant(ctx, max(c.bounds.Call, askAgain), ttl, tries)
-		if err != nil {
-			failed <- err
-			return
-		}
-		granted <- lease
+		done <- outcome{lease, err}
 	})
 	select {
-	case lease := <-granted:
-		return lease, nil
-	case err := <-failed:
-		return nil, err
+	case one := <-done:
+		return one.lease, one.err
 	case <-ctx.Done():
+	}
+	if errors.Is(context.Cause(ctx), errOvertaken) {
 		return nil, ctx.Err()
 	}
+	one := <-done
+	return one.lease, one.err
 }
 
 // grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.
@@ -117,7 +120,7 @@ func (t *grantTries) end(granted clientv3.LeaseID) []clientv3.LeaseID {
 }
 
 // Renew renews the lease now. It returns rpctypes.ErrLeaseNotFound where the lease has ended.
-func (c *Caller) Renew(ctx context.Context, lease *etcd.Keepalive) error {
+func (c *requester) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.renewals.Renew(ctx, lease)
 	})
@@ -125,7 +128,7 @@ func (c *Caller) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 }
 
 // Revoke ends the lease; one that does not exist is no error.
-func (c *Caller) Revoke(ctx context.Context, id clientv3.LeaseID) error {
+func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
 		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
 	})
@@ -135,8 +138,16 @@ func (c *Caller) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
+// lookBack asks for etcd's revision, with a transaction of nothing, for which no permission is needed.
+func (c *requester) lookBack(ctx context.Context) error {
+	_, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
+		return l.kv.Txn(ctx, &pb.TxnRequest{}, grpc.WaitForReady(true))
+	})
+	return err
+}
+
 // Get reads the key, linearizably, and etcd's revision.
-func (c *Caller) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
+func (c *requester) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
 	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
 		return l.kv.Range(ctx, rangeOf(key), grpc.WaitForReady(true))
 	})
@@ -144,8 +155,8 @@ func (c *Caller) Get(ctx context.Context, key string) (now etcd.Entry, rev int64
 }
 
 // Leases returns the leases of all keys that begin so, or of the one key where that is whole, and etcd's revision.
-func (c *Caller) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
-	request := &pb.RangeRequest{Key: []byte(key), KeysOnly: true}
+func (c *requester) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
+	request := rangeOf(key) // with values, or etcd 3.7 leaves the leases out
 	if !whole {
 		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
 	}
@@ -161,7 +172,7 @@ func (c *Caller) Leases(ctx context.Context, key string, whole bool) (ids []clie
 }
 
 // Put writes a key, whatever is there.
-func (c *Caller) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
+func (c *requester) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
 	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.PutResponse, error) {
 		return l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
 	})
@@ -169,7 +180,7 @@ func (c *Caller) Put(ctx context.Context, what etcd.Write) (rev int64, err error
 }
 
 // PutOver writes a key if nobody has written it since was was read, and otherwise returns what is there.
-func (c *Caller) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error) {
+func (c *requester) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error) {
 	txn := &pb.TxnRequest{
 		Compare: []*pb.Compare{{
 			Key:         []byte(what.Key),
@@ -193,11 +204,11 @@ func (c *Caller) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (
 type hasHeader interface{ GetHeader() *pb.ResponseHeader }
 
 // truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
-func truly[T hasHeader](ctx context.Context, c *Caller, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	before := c.conn.history.latest()
+func truly[T hasHeader](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	before := c.history.latest()
 	answer, err = call(ctx, c, c.bounds.Call, request)
 	if err == nil {
-		c.conn.note(before, answer.GetHeader().GetRevision())
+		c.history.note(before, answer.GetHeader().GetRevision())
 	}
 	return answer, err
 }

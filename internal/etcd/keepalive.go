@@ -24,6 +24,7 @@ type Keepalive struct {
 	underway    bool      // whether a request was sent that has no answer
 	err         error     // what has gone wrong with the last renewal, nil where nothing has
 	news        bool      // whether err was not taken yet
+	wentBack    bool      // whether etcd went back, and nobody has taken that yet
 }
 
 // NewKeepalive returns a lease that etcd has just granted, answering a request made at asked.
@@ -54,11 +55,16 @@ func (k *Keepalive) Gone() time.Time {
 func (k *Keepalive) Take() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if !k.news {
+	switch {
+	case k.news:
+		k.news = false
+		return k.err
+	case k.wentBack:
+		k.wentBack = false
+		return ErrWentBack
+	default:
 		return nil
 	}
-	k.news = false
-	return k.err
 }
 
 // IsDenied reports whether etcd has refused the last renewal for want of a permission.
@@ -112,8 +118,20 @@ func (k *Keepalive) Expire(err error) {
 	}
 }
 
+// WentBack notes that etcd was wiped or restored, whatever it says of the lease.
+func (k *Keepalive) WentBack() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.wentBack = true
+	k.ringLocked()
+}
+
 func (k *Keepalive) failLocked(err error) {
 	k.err, k.news = err, true
+	k.ringLocked()
+}
+
+func (k *Keepalive) ringLocked() {
 	select {
 	case k.Signal <- struct{}{}:
 	default:

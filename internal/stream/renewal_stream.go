@@ -3,6 +3,7 @@ package stream
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
@@ -14,9 +15,30 @@ import (
 // errStuck ends a stream on which a request has no answer for too long.
 var errStuck = errors.New("a renewal had no answer")
 
-// renewalStream is one stream, from its opening to its end. The Renewals' mu guards its fields from unsent on.
+// renewal is a request to renew one lease, until it is answered or forgotten.
+type renewal struct {
+	lease  *etcd.Keepalive
+	stream *renewalStream // nil while it is in the queue
+	sent   time.Time      // zero until it is
+	repeat int            // how often it was made again
+	done   []chan<- error // of those that wait for this answer
+}
+
+// owner is whose stream it is.
+type owner interface {
+	lock()
+	unlock()
+	// sentLocked hears that requests were sent.
+	sentLocked()
+	// hear hears an answer, and end why the stream has ended.
+	hear(s *renewalStream, answer *pb.LeaseKeepAliveResponse)
+	end(s *renewalStream, err error)
+}
+
+// renewalStream is one stream, from its opening to its end. Its owner's lock guards its fields from unsent on.
 type renewalStream struct {
-	of     *Renewals
+	of     owner
+	client pb.LeaseClient
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	wake   chan struct{} // holds one token when unsent has grown
@@ -28,9 +50,9 @@ type renewalStream struct {
 	answered bool       // whether etcd has answered anything
 }
 
-func newRenewalStream(of *Renewals) *renewalStream {
-	s := &renewalStream{of: of, wake: make(chan struct{}, 1)}
-	s.ctx, s.cancel = context.WithCancelCause(of.ctx)
+func newRenewalStream(ctx context.Context, of owner, client pb.LeaseClient) *renewalStream {
+	s := &renewalStream{of: of, client: client, wake: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
 	return s
 }
 
@@ -85,16 +107,18 @@ func (s *renewalStream) run(delay time.Duration) {
 	if errors.Is(context.Cause(s.ctx), errStuck) {
 		err = errStuck
 	}
-	s.cancel(nil)
 	s.of.end(s, etcd.Plain(err))
 }
 
 func (s *renewalStream) converse() error {
-	stream, err := s.of.client.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
+	stream, err := s.client.LeaseKeepAlive(s.ctx, grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
-	s.of.running.Go(func() { s.send(stream) })
+	var sending sync.WaitGroup
+	defer sending.Wait()
+	defer s.cancel(nil)
+	sending.Go(func() { s.send(stream) })
 	for {
 		answer, err := stream.Recv()
 		if err != nil {
@@ -126,9 +150,8 @@ func (s *renewalStream) send(stream pb.Lease_LeaseKeepAliveClient) {
 
 // takeUnsent returns what is to be sent now, and notes it as sent.
 func (s *renewalStream) takeUnsent() (batch []*renewal) {
-	r := s.of
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	s.of.lock()
+	defer s.of.unlock()
 	now := time.Now()
 	for _, one := range s.unsent {
 		if one.stream == s {
@@ -141,7 +164,7 @@ func (s *renewalStream) takeUnsent() (batch []*renewal) {
 	s.oldest() // forgets those that were answered
 	s.sent = append(s.sent, batch...)
 	if len(batch) > 0 {
-		r.sentLocked()
+		s.of.sentLocked()
 	}
 	return batch
 }

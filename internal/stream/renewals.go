@@ -40,15 +40,6 @@ type Renewals struct {
 	pace    *backoff.Backoff
 }
 
-// renewal is a request to renew one lease, until it is answered or forgotten.
-type renewal struct {
-	lease  *etcd.Keepalive
-	stream *renewalStream // nil while it is in the queue
-	sent   time.Time      // zero until it is
-	repeat int            // how often it was made again
-	done   []chan<- error // of those that wait for this answer
-}
-
 // NewRenewals returns the Renewals of the link that cc connects, until ctx is done. Each answer's revision goes to heard.
 func NewRenewals(ctx context.Context, cc grpc.ClientConnInterface, pulse *Pulse, heard func(rev int64)) *Renewals {
 	return &Renewals{
@@ -60,6 +51,9 @@ func NewRenewals(ctx context.Context, cc grpc.ClientConnInterface, pulse *Pulse,
 		pace:    backoff.New(),
 	}
 }
+
+func (r *Renewals) lock()   { r.mu.Lock() }
+func (r *Renewals) unlock() { r.mu.Unlock() }
 
 // Wait waits until all goroutines have ended. ctx must be done.
 func (r *Renewals) Wait() { r.running.Wait() }
@@ -327,7 +321,7 @@ func (r *Renewals) openLocked() *renewalStream {
 	case !slices.ContainsFunc(r.streams, func(s *renewalStream) bool { return s.answered }):
 		delay = r.pace.Take()
 	}
-	s := newRenewalStream(r)
+	s := newRenewalStream(r.ctx, r, r.client)
 	r.streams = append(r.streams, s)
 	r.running.Go(func() { s.run(delay) })
 	return s
@@ -335,7 +329,7 @@ func (r *Renewals) openLocked() *renewalStream {
 
 // openAloneLocked opens a stream for one request.
 func (r *Renewals) openAloneLocked(one *renewal) {
-	s := newRenewalStream(r)
+	s := newRenewalStream(r.ctx, r, r.client)
 	s.alone = true
 	s.add(one)
 	r.running.Go(func() { s.run(0) })

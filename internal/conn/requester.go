@@ -21,42 +21,37 @@ type Bounds struct {
 	Patience, MaxPatience time.Duration
 }
 
-// A Caller is one user's use of a connection: its requests, each within its bound, with errors in plain words. It is safe
-// for concurrent use.
-type Caller struct {
-	conn   *Conn
-	bounds Bounds
+// requester is one user's requests, each within its bound, with errors in plain words. It is safe for concurrent use.
+type requester struct {
+	links   *links
+	history *history
+	bounds  Bounds
 	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
 	misses atomic.Int32
 }
 
-// Caller returns a user of the connection.
-func (c *Conn) Caller(bounds Bounds) *Caller {
-	return &Caller{conn: c, bounds: bounds}
-}
-
 // call makes one request, within d where requests are bounded at all. It waits for a connection first, which may take
 // longer.
-func call[T any](ctx context.Context, c *Caller, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func call[T any](ctx context.Context, c *requester, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	ctx = clientv3.WithRequireLeader(ctx)
 	if c.bounds.Call == 0 {
-		answer, err = do(ctx, c.conn, c.patienceOn, request)
+		answer, err = do(ctx, c.links, c.patienceOn, request)
 		return answer, etcd.Plain(err)
 	}
-	if !c.conn.isReady() {
+	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
 			return answer, err
 		}
 	}
 	_, err = c.within(ctx, d, func(ctx context.Context) (err error) {
-		answer, err = do(ctx, c.conn, c.patienceOn, request)
+		answer, err = do(ctx, c.links, c.patienceOn, request)
 		return etcd.Plain(err)
 	})
 	return answer, err
 }
 
 // within bounds what there is to wait for, and counts it where it was in vain: not where ctx was done.
-func (c *Caller) within(ctx context.Context, d time.Duration, wait func(context.Context) error) (vain bool, err error) {
+func (c *requester) within(ctx context.Context, d time.Duration, wait func(context.Context) error) (vain bool, err error) {
 	bound, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	err = wait(bound)
@@ -67,7 +62,7 @@ func (c *Caller) within(ctx context.Context, d time.Duration, wait func(context.
 }
 
 // longer bounds a wait for a connection: longer and longer while it is in vain.
-func (c *Caller) longer(ctx context.Context, wait func(context.Context) error) error {
+func (c *requester) longer(ctx context.Context, wait func(context.Context) error) error {
 	bound := max(c.bounds.Call, min(c.bounds.Call<<min(c.misses.Load(), 10), longestWait))
 	vain, err := c.within(ctx, bound, wait)
 	if vain {
@@ -80,31 +75,31 @@ func (c *Caller) longer(ctx context.Context, wait func(context.Context) error) e
 }
 
 // await waits for a connection.
-func (c *Caller) await(ctx context.Context) error {
-	_, err := do(ctx, c.conn, c.patienceOn, func(ctx context.Context, l *link) (struct{}, error) {
+func (c *requester) await(ctx context.Context) error {
+	_, err := do(ctx, c.links, c.patienceOn, func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.await(ctx)
 	})
 	return etcd.Plain(err)
 }
 
 // awaitSound waits for a connection that is not silent.
-func (c *Caller) awaitSound(ctx context.Context) error {
-	l := c.conn.enter()
+func (c *requester) awaitSound(ctx context.Context) error {
+	l := c.links.enter()
 	err := l.pulse.AwaitSound(ctx)
 	l.calls.Done()
-	if err != nil || c.conn.isReady() {
+	if err != nil || c.links.isReady() {
 		return err
 	}
 	return c.await(ctx)
 }
 
 // patienceOn stretches the patience where round trips are slow.
-func (c *Caller) patienceOn(l *link) time.Duration {
+func (c *requester) patienceOn(l *link) time.Duration {
 	return min(max(c.bounds.Patience, l.pulse.Late()), max(c.bounds.Patience, c.bounds.MaxPatience))
 }
 
 // Ready waits until there is a connection that is not silent.
-func (c *Caller) Ready(ctx context.Context) error {
+func (c *requester) Ready(ctx context.Context) error {
 	if c.bounds.Call == 0 {
 		return c.await(ctx)
 	}
@@ -112,7 +107,7 @@ func (c *Caller) Ready(ctx context.Context) error {
 }
 
 // Reconnected waits until the connection is another one than now. It returns false if ctx is done first.
-func (c *Caller) Reconnected(ctx context.Context) bool {
+func (c *requester) Reconnected(ctx context.Context) bool {
 	return c.onThisLink(ctx, func(still context.Context, l *link) {
 		if l.ready.awaitAnother(still) != nil && l.isClosedByCaller() {
 			<-ctx.Done()
@@ -121,13 +116,13 @@ func (c *Caller) Reconnected(ctx context.Context) bool {
 }
 
 // Pause waits for d, or until the connection is replaced. It returns false if ctx is done first.
-func (c *Caller) Pause(ctx context.Context, d time.Duration) bool {
+func (c *requester) Pause(ctx context.Context, d time.Duration) bool {
 	return c.onThisLink(ctx, func(still context.Context, _ *link) { backoff.Pause(still, d) })
 }
 
-// onThisLink waits, at most for as long as the Conn stays on its link of now. It returns false if ctx is done first.
-func (c *Caller) onThisLink(ctx context.Context, wait func(context.Context, *link)) bool {
-	l := c.conn.enter()
+// onThisLink waits, at most for as long as the link of now is that. It returns false if ctx is done first.
+func (c *requester) onThisLink(ctx context.Context, wait func(context.Context, *link)) bool {
+	l := c.links.enter()
 	defer l.calls.Done()
 	still, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -1,0 +1,130 @@
+package discov
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcd"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// Why hold ends: each is a doubt that reconcile settles.
+var (
+	errKeyChanged   = errors.New("the key was changed")
+	errKeyGone      = errors.New("the key was deleted")
+	errValueUpdated = errors.New("the value was updated")
+)
+
+// hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
+// the doubt whether the value is the latest.
+func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt error) {
+	r.settled = false
+	watch, lease := r.watchKey(), r.leases.held
+	ctx, cancel := context.WithCancel(ctx)
+	sweeping := r.leases.startSweep(ctx) // nil where none is under way; now that the key is on another lease
+	defer func() {
+		cancel()
+		if sweeping != nil {
+			_ = r.leases.noteSwept(<-sweeping)
+		}
+		if !errors.Is(doubt, errValueUpdated) {
+			r.unwatch()
+		}
+	}()
+	free, stopFree := r.untilFree()
+	defer stopFree()
+	var sweep <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-updated:
+			r.fresh = r.isRight() // by the watch
+			return errValueUpdated
+		case <-free:
+			return errKeyGone
+		case <-watch.Signal:
+			if doubt := r.hear(); doubt != nil {
+				return doubt
+			}
+		case <-lease.Signal:
+			if doubt := r.leaseDoubt(); doubt != nil {
+				return doubt
+			}
+		case outcome := <-sweeping:
+			sweeping = nil
+			if r.leases.noteSwept(outcome) != nil {
+				sweep = time.After(sweepEvery)
+			}
+		case <-sweep:
+			sweeping = r.leases.startSweep(ctx)
+		}
+	}
+}
+
+// watchKey watches the key, from what was read or written last. A watch that there is goes on.
+func (r *registration) watchKey() *etcd.Watcher {
+	if r.watch == nil || r.watched != r.key {
+		r.unwatch()
+		r.watch, r.watched = r.store.Watch(r.key, r.seen, r.rev), r.key
+	}
+	return r.watch
+}
+
+// untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back. It
+// never comes where there is none.
+func (r *registration) untilFree() (free <-chan time.Time, stop func() bool) {
+	if !r.conflict || r.isAnothers() {
+		return nil, func() bool { return true }
+	}
+	timer := time.NewTimer(r.fights.untilNext(r.seen.Exists()))
+	return timer.C, timer.Stop
+}
+
+// hear takes what the watch has to tell: nothing of interest, or a doubt.
+func (r *registration) hear() (doubt error) {
+	last, news, err := r.watch.Take()
+	if news && last.Rev > r.rev { // not from before what was read or written last
+		r.seen, r.rev = last.Now, last.Rev
+		r.contested = r.contested || r.isOfAnother(last.Held)
+		if doubt := r.keyDoubt(); doubt != nil {
+			r.fresh = true
+			return doubt
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case etcd.IsDenied(err):
+		return r.failed("read", err)
+	default:
+		return r.failed("watch", err)
+	}
+}
+
+// keyDoubt returns the doubt in what was seen: none where the key is right, or is another instance's.
+func (r *registration) keyDoubt() error {
+	switch {
+	case r.conflict && r.isAnothers(), !r.conflict && r.isRight():
+		return nil
+	case !r.seen.Exists():
+		return errKeyGone
+	default:
+		return errKeyChanged
+	}
+}
+
+// leaseDoubt returns what is wrong with the lease, nil where it is well after all.
+func (r *registration) leaseDoubt() error {
+	err := r.leases.held.Take()
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rpctypes.ErrLeaseNotFound):
+		r.leases.lose()
+		fallthrough
+	default:
+		return r.failed("renew the lease of", err)
+	}
+}
