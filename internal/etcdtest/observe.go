@@ -3,10 +3,8 @@ package etcdtest
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -26,51 +24,6 @@ type Endpoints []string
 func (e Endpoints) newClient() (*clientv3.Client, error) { return clientv3.New(clientConfig(e)) }
 
 func (e Endpoints) past() past { return past{} }
-
-// KV is a key as it is in etcd.
-type KV struct {
-	Value   string
-	Lease   int64
-	Created int64 // revision
-	Changed int64 // revision
-}
-
-// A Change is one thing that happened to a key.
-type Change struct {
-	Time     time.Time // when the observer learned of it
-	Revision int64     // 0 where it is not known
-	Key      string
-	Gone     bool // deleted, expired or lost
-	KV            // as it is since, or as it was where Gone
-	// Listed says that no event told it: the observer found it when it listed the keys anew, after a wipe or a break.
-	Listed bool
-}
-
-func (c Change) String() string {
-	what := fmt.Sprintf("put %q lease %x", c.Value, c.Lease)
-	if c.Gone {
-		what = "gone"
-	}
-	if c.Listed {
-		what += " (found by listing)"
-	}
-	return fmt.Sprintf("%s rev %d %s %s", c.Time.Format("15:04:05.000"), c.Revision, c.Key, what)
-}
-
-// An Absence is a time in which a key that had been there was not. To is zero while it lasts.
-type Absence struct{ From, To time.Time }
-
-// Duration is the length of it, until now where it lasts.
-func (a Absence) Duration() time.Duration {
-	if a.To.IsZero() {
-		return time.Since(a.From)
-	}
-	return a.To.Sub(a.From)
-}
-
-func (a Absence) String() string {
-	return fmt.Sprintf("absent from %s for %v", a.From.Format("15:04:05.000"), a.Duration().Round(time.Millisecond))
-}
 
 const (
 	pollInterval = 50 * time.Millisecond
@@ -346,7 +299,7 @@ func (o *Observer) KV(t testing.TB, key string) (KV, bool) {
 	return KV{string(kv.Value), kv.Lease, kv.CreateRevision, kv.ModRevision}, true
 }
 
-// Present says whether etcd has the key now, like Keys.
+// Present reports whether etcd has the key now, like Keys.
 func (o *Observer) Present(t testing.TB, key string) bool {
 	t.Helper()
 	_, ok := o.KV(t, key)
@@ -368,80 +321,4 @@ func (o *Observer) read(t testing.TB, key string, opts ...clientv3.OpOption) *cl
 	}
 	t.Fatalf("etcdtest: read %q: %v", key, err)
 	return nil
-}
-
-// History returns what happened to key.
-func (o *Observer) History(key string) []Change {
-	o.catchUp()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var of []Change
-	for _, c := range o.changes {
-		if c.Key == key {
-			of = append(of, c)
-		}
-	}
-	return of
-}
-
-// Absences returns when key was absent since it was first seen.
-func (o *Observer) Absences(key string) []Absence {
-	var absences []Absence
-	seen, gone := false, false
-	for _, c := range o.History(key) {
-		switch {
-		case c.Gone && seen && !gone:
-			absences = append(absences, Absence{From: c.Time})
-			gone = true
-		case !c.Gone && gone:
-			absences[len(absences)-1].To = c.Time
-			gone = false
-		}
-		seen = seen || !c.Gone
-	}
-	return absences
-}
-
-// RequireNeverAbsent fails the test where key was never seen, or was absent since.
-func (o *Observer) RequireNeverAbsent(t testing.TB, key string) {
-	t.Helper()
-	absences := o.Absences(key)
-	if len(o.History(key)) == 0 {
-		t.Fatalf("etcdtest: %s was never there", key)
-	}
-	if len(absences) > 0 {
-		t.Fatalf("etcdtest: %s was %v", key, absences)
-	}
-}
-
-// Timeline is what happened to every key, a line each, for people.
-func (o *Observer) Timeline() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var b strings.Builder
-	for _, c := range o.changes {
-		fmt.Fprintln(&b, c)
-	}
-	return b.String()
-}
-
-// RequireSoon waits until cond holds, and fails the test where it does not within the time. It asks every 5 ms.
-func RequireSoon(t testing.TB, within time.Duration, cond func() bool, msg ...any) {
-	t.Helper()
-	for deadline := time.Now().Add(within); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("etcdtest: not within %v: %s", within, message(msg))
-		}
-	}
-}
-
-// message formats what RequireSoon was given, like testify's: a text, or a format and its arguments.
-func message(msg []any) string {
-	if len(msg) == 0 {
-		return "the condition"
-	}
-	if format, ok := msg[0].(string); ok {
-		return fmt.Sprintf(format, msg[1:]...)
-	}
-	return fmt.Sprint(msg...)
 }
