@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -1121,14 +1120,12 @@ func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) 
 	s := newScene(t, etcd)
 	child := startChild(t, etcd.Endpoints()[0])
 	const key = prefix + "/7"
-	signal := func(sig syscall.Signal) time.Time {
-		require.NoError(t, child.Process.Signal(sig))
-		return s.begin("%v", sig)
-	}
 	for _, frozen := range []time.Duration{shortTTL / 3, shortTTL + 100*time.Millisecond, shortTTL + 600*time.Millisecond, 2 * shortTTL} {
-		signal(syscall.SIGSTOP)
+		etcdtest.Suspend(t, child.Process)
+		s.begin("frozen")
 		time.Sleep(frozen)
-		goes := signal(syscall.SIGCONT)
+		etcdtest.Resume(t, child.Process)
+		goes := s.begin("goes on")
 		time.Sleep(atOnce)
 		_, present := s.KV(t, key)
 		require.True(t, present)
@@ -1140,7 +1137,8 @@ func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) 
 		require.Equal(t, 1, etcd.Leases(t))
 		require.Len(t, s.Keys(t), 1)
 	}
-	killed := signal(syscall.SIGKILL)
+	require.NoError(t, child.Process.Kill())
+	killed := s.begin("killed")
 	for s.Present(t, key) {
 		require.Less(t, time.Since(killed), shortTTL+expiryLag)
 		time.Sleep(10 * time.Millisecond)

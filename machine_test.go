@@ -914,7 +914,7 @@ func (s *scenario) run() {
 			s.fake.set(s.p.Status().Key, "another", []clientv3.LeaseID{0, 99}[s.pick(2)])
 			s.tell("overwritten")
 		}
-		time.Sleep(time.Duration(s.pick(int(4 * time.Second))))
+		time.Sleep(time.Duration(s.pick(4_000_000)) * time.Microsecond)
 	}
 	if down {
 		s.fake.back()
@@ -971,7 +971,7 @@ func (s *scenario) meet(string) trouble {
 	case 1:
 		return trouble{after: errors.New("connection reset")}
 	case 2:
-		return trouble{delay: time.Duration(s.pick(int(4 * time.Second)))}
+		return trouble{delay: time.Duration(s.pick(4_000_000)) * time.Microsecond}
 	default:
 		return trouble{}
 	}

@@ -3,14 +3,12 @@ package etcdtest
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -271,32 +269,11 @@ func (c *child) freeze() error {
 		return err
 	}
 	c.guard, c.leash = guard, leash
-	if err := c.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := suspend(c.cmd.Process); err != nil {
 		c.thaw()
 		return err
 	}
-	for deadline := time.Now().Add(callTimeout); !stopped(c.cmd.Process.Pid); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			return errors.New("it goes on")
-		}
-	}
 	return nil
-}
-
-// stopped says whether every thread of a process has stopped, which takes a moment after SIGSTOP. Without /proc it can't
-// tell, and takes it for granted.
-func stopped(pid int) bool {
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
-	for _, name := range threads {
-		stat, err := os.ReadFile(name)
-		if err != nil {
-			continue // it has ended
-		}
-		if i := bytes.LastIndex(stat, []byte(") ")); i < 0 || !bytes.HasPrefix(stat[i+2:], []byte("T")) {
-			return false
-		}
-	}
-	return true
 }
 
 func (c *child) thaw() {
@@ -306,7 +283,7 @@ func (c *child) thaw() {
 	io.WriteString(c.leash, "\n")
 	c.guard.Wait()
 	c.guard, c.leash = nil, nil
-	if err := c.cmd.Process.Signal(syscall.SIGCONT); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := resume(c.cmd.Process); err != nil {
 		panic(err)
 	}
 }
