@@ -98,6 +98,9 @@ const parentEnv = "ETCDTEST_PARENT"
 func TestChildDiesWithItsParent(t *testing.T) {
 	switch as := os.Getenv(parentEnv); as {
 	case "":
+	case "proxy":
+		fmt.Printf("\nchild %d\n", etcdtest.StartProxy(t, []string{"127.0.0.1:1"}).PID())
+		select {}
 	default:
 		p := etcdtest.StartProcess(t, etcdtest.QuickTicks())
 		if as == "frozen" {
@@ -107,7 +110,7 @@ func TestChildDiesWithItsParent(t *testing.T) {
 		select {}
 	}
 	t.Parallel()
-	for _, as := range []string{"running", "frozen"} {
+	for _, as := range []string{"running", "frozen", "proxy"} {
 		t.Run(as, func(t *testing.T) {
 			t.Parallel()
 			parent := exec.Command(os.Args[0], "-test.run=^TestChildDiesWithItsParent$")

@@ -1,7 +1,7 @@
 // Package etcdtest runs a real etcd for tests and examples, and breaks it: a member or a cluster in this process
 // (Start, StartCluster) or in child processes that can be killed and frozen (StartProcess), a network path in front of
-// it that loses, delays, refuses or resets (NewPath), and an observer that remembers what happened to every key
-// (Observe). All of it is cleaned up by the end of the test.
+// it that loses, delays, refuses or resets (NewPath), etcd's own proxy in front of it (StartProxy), and an observer that
+// remembers what happened to every key (Observe). All of it is cleaned up by the end of the test.
 //
 // Whatever fails in here fails the test that started it, at once; so its methods belong into the test's goroutine.
 // Setting ETCDTEST_LOG=1 shows the servers' own logs.
@@ -331,21 +331,15 @@ func (e *embedded) ready() error {
 	return nil
 }
 
-// greets says whether the server of c answers at its address: with TLS a handshake, else a request.
+// greets reports whether the server of c answers at its address: with TLS a handshake, else a request.
 func greets(c config) bool {
 	addr := fmt.Sprintf("127.0.0.1:%d", c.ClientPort)
-	d := net.Dialer{Timeout: time.Second}
-	if c.TLS != nil {
-		conn, err := tls.DialWithDialer(&d, "tcp", addr, &tls.Config{InsecureSkipVerify: true})
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
+	if c.TLS == nil {
+		return responds(addr)
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: d.Timeout}
-	resp, err := client.Get("http://" + addr + countsPath)
+	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: time.Second}, "tcp", addr, &tls.Config{InsecureSkipVerify: true})
 	if err == nil {
-		resp.Body.Close()
+		conn.Close()
 	}
 	return err == nil
 }
