@@ -75,6 +75,22 @@ test-etcd34: ## Run the tests that suit any etcd against the one on the PATH, or
 	ETCD_ENDPOINTS=$$client go test -race -count 1 -timeout 10m -v -run '^TestAnyEtcd' . | tee "$$data/tests"; \
 	if grep -q 'no tests to run' "$$data/tests"; then echo 'no test ran' >&2; exit 1; fi
 
+# The tests of these files, and these others, need no etcd and hardly any time.
+QUICK_FILES := machine_test.go config_test.go
+QUICK_TESTS := TestBadInputIsNamed|TestGoodInputOfEveryKindIsAccepted|FuzzBadInputIsNamedAndGoodInputIsUsable
+
+.PHONY: cross
+cross: ## Vet for 32-bit machines, ARM, Windows and macOS, and run a quick part of the tests as a 386 binary.
+	@set -euo pipefail; \
+	export CGO_ENABLED=0; \
+	for system in linux/386 linux/arm windows/amd64 darwin/arm64; do \
+		echo "vet for $$system"; \
+		GOOS=$${system%/*} GOARCH=$${system#*/} go vet ./...; \
+	done; \
+	quick=$$(sed -nE 's/^func ((Test|Fuzz)[A-Za-z0-9]+)\(.*/\1/p' $(QUICK_FILES) | paste -sd '|' -); \
+	echo "test as a 386 binary"; \
+	GOARCH=386 go test -run "^($$quick|$(QUICK_TESTS))$$" .
+
 .PHONY: deps
 deps: ## Fail when the root package brings a module that etcd's client does not bring.
 	@set -euo pipefail; \
