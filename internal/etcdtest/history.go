@@ -2,6 +2,7 @@ package etcdtest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,13 +53,18 @@ func (a Absence) String() string {
 	return fmt.Sprintf("absent from %s for %v", a.From.Format("15:04:05.000"), a.Duration().Round(time.Millisecond))
 }
 
-// History returns what happened to key.
-func (o *Observer) History(key string) []Change {
+// Changes returns what happened to all keys, in order.
+func (o *Observer) Changes() []Change {
 	o.catchUp()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	return slices.Clone(o.changes)
+}
+
+// History returns what happened to key.
+func (o *Observer) History(key string) []Change {
 	var of []Change
-	for _, c := range o.changes {
+	for _, c := range o.Changes() {
 		if c.Key == key {
 			of = append(of, c)
 		}

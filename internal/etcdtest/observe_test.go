@@ -44,6 +44,11 @@ func TestObserverKnowsAllThatHasHappenedWhenAsked(t *testing.T) {
 	}
 	put(t, c, "other", "v")
 	require.Empty(t, told(o, "other"))
+
+	changes := o.Changes()
+	require.Len(t, changes, 1+len(want))
+	require.Equal(t, "p/0", changes[0].Key)
+	require.True(t, changes[len(changes)-1].Gone)
 }
 
 func TestObserverReadsWhatIsThereNow(t *testing.T) {
