@@ -1,0 +1,168 @@
+package discov_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// Faults behind etcd's own grpc-proxy. It answers a lease's first renewal at once and each later one when its own client
+// renews the lease, every third of the TTL: so answers come late, and in another order than the requests.
+
+// proxyTTL leaves time for renewals that take a third of it.
+const proxyTTL = 6 * time.Second
+
+// behindProxy is an etcd that is reached through a proxy. Its watchers are the proxy's, and are not counted.
+type behindProxy struct{ faultyEtcd }
+
+// publishMany registers n Publishers under keys with their lease IDs. The value of each is its own.
+func (s *scene) publishMany(n int, proxy *etcdtest.Proxy) []*instance {
+	s.t.Helper()
+	var pubs []*instance
+	for i := range n {
+		pubs = append(pubs, s.publish(proxy.Endpoints(), fmt.Sprintf("a:%d", i), discov.WithTTL(proxyTTL)))
+	}
+	return pubs
+}
+
+// revokeAtRandom revokes the leases of these Publishers, one after the other, in the time of two TTLs.
+func (s *scene) revokeAtRandom(pubs []*instance) {
+	s.t.Helper()
+	for _, pub := range pubs {
+		time.Sleep(rand.N(4 * proxyTTL / time.Duration(len(pubs))))
+		revoke(s.t, s.etcd, pub.Status().Lease)
+		s.begin("revoked that of %s", pub.key())
+	}
+}
+
+// doubles returns the changes that put a second key beside one of the same value.
+func (s *scene) doubles() []etcdtest.Change {
+	living := map[string]map[string]bool{}
+	var doubles []etcdtest.Change
+	for _, c := range s.Changes() {
+		keys := living[c.Value]
+		switch {
+		case c.Gone:
+			delete(keys, c.Key)
+			continue
+		case keys == nil:
+			keys = map[string]bool{}
+			living[c.Value] = keys
+		case len(keys) > 0 && !keys[c.Key]:
+			doubles = append(doubles, c)
+		}
+		keys[c.Key] = true
+	}
+	return doubles
+}
+
+func TestLeasesRevokedBehindAProxyCostNoOtherPublisherItsLease(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t)
+	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
+	s := newScene(t, behindProxy{etcd})
+	pubs := s.publishMany(30, proxy)
+	hit, spared := pubs[:15], pubs[15:]
+	before := map[*instance]discov.Status{}
+	for _, pub := range spared {
+		before[pub] = pub.Status()
+	}
+
+	s.revokeAtRandom(hit)
+	revoked := s.begin("all are revoked")
+	time.Sleep(proxyTTL) // the last answers are in
+	for _, pub := range spared {
+		assert.Equal(t, 1, pub.Status().Registrations, "%s", pub)
+		assert.Equal(t, before[pub].Lease, pub.Status().Lease)
+	}
+	assert.Empty(t, s.doubles(), "second keys beside living ones")
+	s.requireTrue(revoked, proxyTTL, pubs...)
+	s.requireNeverAbsent(spared...)
+}
+
+func TestStopAfterLeasesWereRevokedBehindAProxyLeavesNothing(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t)
+	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
+	s := newScene(t, behindProxy{etcd})
+	pubs := s.publishMany(30, proxy)
+	s.revokeAtRandom(pubs[:15])
+	for _, pub := range pubs {
+		require.NoError(t, pub.StopContext(t.Context()))
+	}
+	s.requireGone(time.Now(), 0)
+}
+
+func TestAProxyThatWasAwayLeavesOneKeyForEachPublisher(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t)
+	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
+	s := newScene(t, behindProxy{etcd})
+	pubs := s.publishMany(30, proxy)
+	for range 3 {
+		proxy.Kill()
+		time.Sleep(4 * time.Second)
+		proxy.Start()
+		back := s.begin("the proxy is back")
+		s.figure("the proxy was away", s.requireTrue(back, proxyTTL/2, pubs...))
+		changes := len(s.Changes())
+		time.Sleep(proxyTTL) // the last answers are in
+		require.Len(t, s.Changes(), changes, "all was well, and changed again:\n%s", s.Timeline())
+	}
+	assert.Empty(t, s.doubles(), "second keys beside living ones")
+}
+
+func TestAKeyDeletedWhileItsRenewalWaitsAtAProxyIsBackAtOnce(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t)
+	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
+	s := newScene(t, behindProxy{etcd})
+	pubs := s.publishMany(3, proxy)
+	var away []time.Duration
+	for range 5 {
+		for _, pub := range pubs {
+			// A renewal is due after a third of the TTL. This one has been under way for a while.
+			etcdtest.RequireSoon(t, 4*proxyTTL, func() bool {
+				return time.Until(pub.Status().Until) < proxyTTL-proxyTTL/3-50*time.Millisecond
+			}, "every renewal is answered at once")
+			remove(t, etcd, pub.key())
+			away = append(away, s.requireTrue(s.begin("deleted %s", pub.key()), atOnce, pubs...))
+		}
+	}
+	s.requireMostly(100*time.Millisecond, "deleted", away)
+	for _, pub := range pubs {
+		s.requireOneLease(pub)
+	}
+}
+
+// After a longer outage it is the client of the proxy that takes its time: it waits for up to two minutes before it dials
+// etcd again. Nobody in front of the proxy can change that.
+func TestAQuickRestartOfEtcdBehindAProxyNeverTakesTheKeyAway(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.StartProcess(t)
+	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
+	s := newScene(t, behindProxy{etcd})
+	pubs := s.publishMany(10, proxy)
+	for range 3 {
+		etcd.Kill()
+		time.Sleep(500 * time.Millisecond)
+		etcd.Start()
+		back := s.begin("etcd is back")
+		for _, pub := range pubs {
+			etcdtest.RequireSoon(t, 2*proxyTTL, func() bool { return pub.Status().Until.After(back.Add(proxyTTL)) }, "renewed since")
+		}
+		s.figure("etcd was restarted: all are renewed", s.requireTrue(back, 2*proxyTTL, pubs...))
+	}
+	s.requireNeverAbsent(pubs...)
+	for _, pub := range pubs {
+		s.requireOneLease(pub)
+	}
+	remove(t, etcd, pubs[0].key())
+	s.figure("deleted after that", s.requireTrue(s.begin("deleted"), proxyTTL/2, pubs...))
+}
