@@ -13,7 +13,10 @@ OUT ?= .
 PARALLEL ?= 12
 
 SEED ?= 1
-ROUNDS ?= 20
+
+# What make bench measures, and for how long.
+SIZES ?= 1000,10000
+STEADY ?= 70s
 
 .PHONY: help
 help: ## Show this help.
@@ -41,9 +44,22 @@ cover: test-root ## Run the root package's tests, print their coverage, and fail
 		printf "coverage: %s of the root package, %d%% wanted\n", $$3, min; exit ($$3 + 0 < min) }'
 
 .PHONY: chaos
+chaos: ROUNDS ?= 20
 chaos: ## Break a real etcd at random, and run the tests that take minutes: make chaos SEED=1 ROUNDS=20.
 	go test -race -tags slow -run '^(TestChaos$$|TestSlow)' -parallel $(PARALLEL) -count 1 -timeout 120m . \
 		-chaos.seed=$(SEED) -chaos.rounds=$(ROUNDS)
+
+# The benchmark is a module of its own, so that what it compares with never reaches our go.mod.
+.PHONY: bench
+bench: ROUNDS ?= 3
+bench: ## Measure beside raw clientv3 and go-zero, for an hour: make bench SIZES=1000,10000 ROUNDS=3 STEADY=70s.
+	@mkdir -p bin
+	cd test/bench && go run . -sizes $(SIZES) -rounds $(ROUNDS) -steady $(STEADY) -out $(CURDIR)/bin/bench.json
+	cd test/bench && go run ./plot -in $(CURDIR)/bin/bench.json -out $(CURDIR)/bin/bench.svg
+
+.PHONY: test-bench
+test-bench: ## Vet the benchmark, and run a small one.
+	cd test/bench && go vet ./... && go test -count 1 ./...
 
 # Debian's etcd is unpacked into bin/, not installed: an installed one starts a service.
 .PHONY: test-etcd34
