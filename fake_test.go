@@ -525,3 +525,8 @@ func (f *fakeEtcd) String() string {
 	defer f.mu.Unlock()
 	return fmt.Sprintf("keys %v, %d leases, %d watches", f.keys, len(f.leases), len(f.watches))
 }
+
+// connectedTo is what a Publisher connects to where that is a store of the test's own.
+func connectedTo(on store) connected {
+	return connected{first: on, usual: on, release: func() {}}
+}

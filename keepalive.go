@@ -50,10 +50,7 @@ func (k *keeper) run(first *start) {
 	r := k.newRegistration(on.first)
 	err = k.begin(first.bound, r)
 	r.use(on.usual)
-	if err == nil {
-		err = k.begun(first)
-	}
-	if err != nil {
+	if err = k.begun(first, err); err != nil {
 		left := k.undo(first.bound, r)
 		on.release()
 		k.fail(first, err, left)

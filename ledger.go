@@ -62,6 +62,15 @@ func (l *ledger) refused(call string, err error) error {
 	return fmt.Errorf("discov: %s %s: %w", call, l.prefix, err)
 }
 
+// causeOf is why ctx is done: what its owner has said of it, and what the context itself says.
+func causeOf(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ctx.Err()) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", cause, ctx.Err())
+}
+
 // awaitLocked waits until settled is done, and returns its error. When ctx ends first, the error is ctx's, with the one
 // that settled had last.
 func (l *ledger) awaitLocked(ctx context.Context, call string, settled func() (bool, error)) error {
@@ -89,7 +98,7 @@ func (l *ledger) unsettledLocked(ctx context.Context, call string, err error) er
 	if errors.As(err, &withdraw) {
 		return err
 	}
-	late := fmt.Errorf("discov: %s %s: not done, it is %s: %w", call, l.nameLocked(), l.status.State, context.Cause(ctx))
+	late := fmt.Errorf("discov: %s %s: not done, it is %s: %w", call, l.nameLocked(), l.status.State, causeOf(ctx))
 	if err == nil {
 		return late
 	}
@@ -131,9 +140,9 @@ func (l *ledger) leftLocked() error {
 func (l *ledger) nameLocked() string { return cmp.Or(l.status.Key, l.prefix) }
 
 func (l *ledger) withdrawErrorLocked(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if cause == nil {
-		cause = context.DeadlineExceeded // about to be
+	cause := context.DeadlineExceeded // about to be
+	if ctx.Err() != nil {
+		cause = causeOf(ctx)
 	}
 	if l.status.Err != nil {
 		cause = fmt.Errorf("%w: %w", cause, l.status.Err)
@@ -338,17 +347,15 @@ func (l *ledger) promise(s *start) {
 	l.answerLocked(s, nil)
 }
 
-// begun answers a KeepAlive whose registration is to be kept. It returns an error instead if the caller has given up: what
-// was registered is to be undone then.
-func (l *ledger) begun(s *start) error {
+// begun answers a KeepAlive whose registration has succeeded. It returns why it is to be undone instead: its error, or that
+// the caller has given up.
+func (l *ledger) begun(s *start, err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	switch {
-	case !s.answered && s.bound.Err() != nil:
-		err := l.refused("keep alive", context.Cause(s.bound))
-		if l.status.State == StatePublished {
-			l.enterLocked(StateRegistering, err)
-		}
+	switch over := !s.answered && s.bound.Err() != nil; {
+	case over:
+		return l.givenUpLocked(s, err)
+	case err != nil:
 		return err
 	case l.wish.isStopped():
 		l.answerLocked(s, l.refused("keep alive", ErrStopped))
@@ -356,6 +363,21 @@ func (l *ledger) begun(s *start) error {
 		l.answerLocked(s, nil)
 	}
 	return nil
+}
+
+func (l *ledger) givenUpLocked(s *start, err error) error {
+	why := l.refused("keep alive", causeOf(s.bound))
+	switch {
+	case err == nil && l.status.State == StatePublished:
+		l.enterLocked(StateRegistering, why)
+		return why
+	case err == nil:
+		return why
+	case errors.Is(err, context.Cause(s.bound)): // and says of what
+		return err
+	default:
+		return fmt.Errorf("%w: %w", why, err)
+	}
 }
 
 // leave notes the leases that could not be revoked, for the next KeepAlive to do it.

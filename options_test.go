@@ -405,12 +405,17 @@ func TestATuningThatIsSlowTheSecondTimeDoesNotOutlastTheBound(t *testing.T) {
 
 func TestASlowDialDoesNotHoldUpBackgroundStart(t *testing.T) {
 	t.Parallel()
+	tuned := make(chan struct{})
 	p := newTestPublisher(t, []string{"127.0.0.1:1"}, WithBackgroundStart(), WithTimeout(300*time.Millisecond), WithTTL(time.Second),
-		WithClientConfig(func(*clientv3.Config) { time.Sleep(time.Second) }))
+		WithClientConfig(func(*clientv3.Config) {
+			defer close(tuned) // one dial, for all who wait for it
+			time.Sleep(time.Second)
+		}))
 	requireWithin(t, 0, func() { require.NoError(t, p.KeepAlive()) })
 	requireWithin(t, 300*time.Millisecond, p.Pause)
 	requireWithin(t, 300*time.Millisecond, p.Stop)
 	awaitState(t, p, StateStopped)
+	<-tuned
 }
 
 // WithContext.

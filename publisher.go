@@ -130,7 +130,7 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 		return err
 	}
 	if ctx.Err() != nil {
-		return p.refused("keep alive", context.Cause(ctx))
+		return p.refused("keep alive", causeOf(ctx))
 	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -172,16 +172,18 @@ func (p *Publisher) awaitAnswer(first *start) error {
 	defer cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.awaitLocked(ctx, "keep alive", func() (bool, error) { return first.answered, first.err })
+	_ = p.awaitLocked(ctx, "keep alive", func() (bool, error) { return first.answered, nil })
+	if !first.answered {
+		return p.unsettledLocked(first.bound, "keep alive", p.status.Err)
+	}
+	return first.err
 }
 
-// graced is ctx, ended later by a moment.
+// graced is done a moment later than ctx.
 func graced(ctx context.Context, moment time.Duration) (context.Context, context.CancelFunc) {
-	later, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(moment, func() { end(context.Cause(ctx)) })
-	})
-	return later, func() { stop(); end(nil) }
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(moment, cancel) })
+	return later, func() { stop(); cancel() }
 }
 
 // Pause withdraws the key, and returns when it is gone or the timeout is up. It stays withdrawn until Resume.

@@ -2,6 +2,7 @@ package discov
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"github.com/discov-go/discov/internal/conn"
@@ -42,7 +43,7 @@ func (r *registry) acquire(ctx context.Context, to conn.Target) (*sharedConn, er
 		case <-s.opened:
 		case <-ctx.Done():
 			go r.leave(s)
-			return nil, context.Cause(ctx)
+			return nil, fmt.Errorf("discov: make a client for %s: %w", to, causeOf(ctx))
 		}
 	}
 	if s.err != nil {

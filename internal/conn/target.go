@@ -37,6 +37,9 @@ func (t Target) To(endpoints []string) Target {
 	return t
 }
 
+// String returns the endpoints.
+func (t Target) String() string { return strings.Join(t.list(), ", ") }
+
 func (t Target) list() []string { return strings.Split(t.endpoints, "\n") }
 
 func (t Target) hasFiles() bool { return t.Files != auth.Files{} }
