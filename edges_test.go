@@ -3,12 +3,16 @@ package discov
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 // farEtcd is out of reach, and a request that is given up hears so from gRPC, which knows of no caller.
@@ -90,4 +94,92 @@ func TestACallThatIsCancelledBeforeOrMeanwhileNamesItsCause(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
+	denied := func(f *fakeEtcd, _ *Publisher) {
+		f.meets(func(op string) trouble {
+			if op == "put" {
+				return trouble{before: rpctypes.ErrPermissionDenied}
+			}
+			return trouble{}
+		})
+	}
+	noClient := func(_ *fakeEtcd, p *Publisher) {
+		p.connect = func(context.Context) (connected, error) { return connected{}, errors.New("no client") }
+	}
+	for name, spoil := range map[string]func(*fakeEtcd, *Publisher){
+		"a permission is lacking":     denied,
+		"no client can be made":       noClient,
+		"in the background, likewise": noClient,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, events, log := newFakeEtcd(t), &eventLog{}, &lineCount{}
+				opts := []PubOption{WithId(7), WithObserver(events.observe), WithLogger(slog.New(log))}
+				if name == "in the background, likewise" {
+					opts = append(opts, WithBackgroundStart())
+				}
+				p := f.publisher(opts...)
+				spoil(f, p)
+				err := p.KeepAlive()
+				require.Error(t, err)
+				synctest.Wait()
+				require.Equal(t, []State{StateRegistering, StateIdle}, events.states())
+				require.Len(t, events.events, 2)
+				require.NoError(t, events.events[0].Err)
+				require.ErrorIs(t, err, events.events[1].Err)
+				require.Equal(t, events.events[1].Err, p.Status().Err)
+				require.NotContains(t, log.String(), "not done yet")
+				p.Stop()
+			})
+		})
+	}
+}
+
+func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, events, log := newFakeEtcd(t), &eventLog{}, &lineCount{}
+		f.meets(func(op string) trouble {
+			if op == "put" {
+				return trouble{before: fmt.Errorf("refused, try %d", len(f.calls))}
+			}
+			return trouble{}
+		})
+		p := f.publisher(WithId(7), WithObserver(events.observe), WithLogger(slog.New(log)))
+		require.Error(t, p.KeepAlive())
+		synctest.Wait()
+		told := map[string]int{}
+		for _, e := range events.events {
+			if e.Err != nil {
+				told[e.Err.Error()]++
+			}
+		}
+		require.Greater(t, len(told), 3)
+		for err, times := range told {
+			require.Equal(t, 1, times, err)
+		}
+		require.Equal(t, 1, strings.Count(log.String(), "registering is not done yet"))
+		p.Stop()
+	})
+}
+
+func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, events := newFakeEtcd(t), &eventLog{}
+		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
+		ctx, giveUp := context.WithCancel(t.Context())
+		p.connect = func(context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
+		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
+		settle(2 * time.Second)
+		var told []error
+		for _, e := range events.events {
+			if e.Err != nil {
+				told = append(told, e.Err)
+			}
+		}
+		require.Len(t, told, 1)
+		require.ErrorIs(t, told[0], context.Canceled)
+		p.Stop()
+	})
 }

@@ -81,6 +81,9 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 	for ctx.Err() == nil {
 		if !r.settled {
 			if err := k.reconcile(ctx, r); err != nil {
+				if !isCutShort(ctx) {
+					k.enter(StateRegistering, err)
+				}
 				r.rest(ctx, retry, err)
 				continue
 			}
@@ -141,22 +144,25 @@ func (k *keeper) newRegistration(on store) *registration {
 	return r
 }
 
-// begin makes the first registration, unless the user wants something else meanwhile.
+// begin makes the first registration, unless the user wants something else meanwhile. A try that failed is told when there
+// is another one: of the last one, fail tells.
 func (k *keeper) begin(bound context.Context, r *registration) error {
-	var told error
+	var failed error
 	end := cleanUpFrom(bound)
 	for retry := backoff.New(); !k.opts.backgroundStart; {
 		want, latch := k.heed()
 		if want != wantPublished {
 			return nil
 		}
+		if failed != nil {
+			k.enter(StateRegistering, failed)
+		}
 		ctx, cancel := k.attempt(latch, bound, end)
-		err := moreTelling(told, k.reconcile(ctx, r))
-		told = err
-		again := err != nil && !etcd.IsFinal(err) && retry.Wait(ctx)
+		failed = moreTelling(failed, k.reconcile(ctx, r))
+		again := failed != nil && !etcd.IsFinal(failed) && retry.Wait(ctx)
 		cancel()
-		if changed := latch.Err() != nil; err == nil || !again && !changed {
-			return err
+		if failed == nil || !again && !latch.isSet() {
+			return failed
 		}
 	}
 	return nil
@@ -204,7 +210,7 @@ func (k *keeper) undo(bound context.Context, r *registration) error {
 	}
 }
 
-// reconcile makes etcd hold the latest value, and tells.
+// reconcile makes etcd hold the latest value, and tells. An error is noted, for its caller to tell.
 func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	takeover := k.beginTry()
 	err := r.reconcile(ctx, takeover)
@@ -215,9 +221,9 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	}
 	k.status.Registrations = r.puts
 	switch {
-	case err != nil && ctx.Err() != nil && !isTimeUp(ctx):
+	case err != nil && isCutShort(ctx):
 	case err != nil:
-		k.enterLocked(StateRegistering, err)
+		k.noteErrorLocked(err)
 	case r.conflict:
 		k.conflictLocked(r.conflictError())
 	default:
@@ -226,8 +232,9 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	return err
 }
 
-func isTimeUp(ctx context.Context) bool {
-	return errors.Is(ctx.Err(), context.DeadlineExceeded)
+// isCutShort reports whether the user has made what was under way pointless, so that its error tells nothing.
+func isCutShort(ctx context.Context) bool {
+	return errors.Is(ctx.Err(), context.Canceled)
 }
 
 // hold keeps the registration until there is a doubt, and tells of one that is a loss.
@@ -273,7 +280,7 @@ func (k *keeper) withdraw(ctx context.Context, r *registration) error {
 			k.noteWithdrawn()
 			return nil
 		}
-		if ctx.Err() == nil || isTimeUp(ctx) {
+		if !isCutShort(ctx) {
 			k.withdrawing(r.leases.gone(), err)
 		}
 		if !r.rest(ctx, retry, err) {

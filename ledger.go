@@ -190,6 +190,12 @@ func (l *ledger) enterLocked(to State, err error) {
 	}
 }
 
+// noteErrorLocked notes a failure that is told later, or was.
+func (l *ledger) noteErrorLocked(err error) {
+	l.status.Err = err
+	l.wakeLocked()
+}
+
 // wakeLocked wakes the calls that wait, since something has changed.
 func (l *ledger) wakeLocked() {
 	close(l.changed)
@@ -369,7 +375,7 @@ func (l *ledger) givenUpLocked(s *start, err error) error {
 	why := l.refused("keep alive", causeOf(s.bound))
 	switch {
 	case err == nil && l.status.State == StatePublished:
-		l.enterLocked(StateRegistering, why)
+		l.enterLocked(StateRegistering, nil) // fail tells why
 		return why
 	case err == nil:
 		return why
@@ -406,9 +412,6 @@ func (l *ledger) fail(s *start, err, left error) {
 	case l.wish.isStopped():
 		l.finishStopLocked()
 		err = fmt.Errorf("%w: %w", l.refused("keep alive", ErrStopped), err)
-	case l.wish.isPaused():
-		l.idleLocked(err)
-		l.enterLocked(StatePaused, err)
 	default:
 		l.idleLocked(err)
 	}
@@ -422,6 +425,10 @@ func (l *ledger) idleLocked(err error) {
 	l.clearLeaseLocked()
 	l.withdrawn = l.outcome == nil
 	l.enterLocked(StateIdle, err)
+	if l.wish.isPaused() {
+		l.enterLocked(StatePaused, nil)
+		l.noteErrorLocked(err)
+	}
 }
 
 func (l *ledger) finishStopLocked() {

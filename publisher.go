@@ -160,6 +160,9 @@ func (p *Publisher) start(first *start) error {
 	p.running = true
 	p.wish.takeover = true
 	p.status.Err = nil
+	if !p.wish.isPaused() {
+		p.enterLocked(StateRegistering, nil)
+	}
 	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
 	go k.run(first)
 	return nil
