@@ -1,6 +1,7 @@
 package discov
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -51,8 +52,8 @@ type Config struct {
 	BackgroundStart bool `json:"BackgroundStart,omitempty" yaml:"BackgroundStart,omitempty"`
 }
 
-// writtenConfig is Config as it is written: with durations as text, since JSON has no other form for them that says its
-// unit. They are any, for that a number meets an error that explains rather than one of the decoder's.
+// writtenConfig is Config as it is written: with durations as text, since JSON has no other form for them that has a
+// unit. They are any, so that a number meets an error that explains it rather than one of the decoder's.
 type writtenConfig struct {
 	Hosts              []string `json:"Hosts" yaml:"Hosts"`
 	Key                string   `json:"Key" yaml:"Key"`
@@ -210,7 +211,7 @@ func (c Config) Validate() error {
 	if err := checkTTL(c.TTL); err != nil && c.TTL != 0 {
 		reject(ErrTTL, "TTL is %v: %v", c.TTL, err)
 	}
-	if err := checkTimeout(c.Timeout); err != nil && c.Timeout != 0 {
+	if err := checkTimeout(c.Timeout, cmp.Or(c.TTL, defaultTTL)); err != nil && c.Timeout != 0 {
 		reject(ErrTimeout, "Timeout is %v: %v", c.Timeout, err)
 	}
 	return errors.Join(errs...)
@@ -264,7 +265,7 @@ func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error
 	return NewPublisher(c.Hosts, c.Key, value, append(c.options(), opts...)...), nil
 }
 
-// options says c, which is valid, in options.
+// options returns c, which is valid, as options.
 func (c Config) options() []PubOption {
 	var opts []PubOption
 	if c.ID != 0 {

@@ -183,3 +183,144 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 		p.Stop()
 	})
 }
+
+func TestANilOptionIsBadInput(t *testing.T) {
+	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithId(7), nil, quiet)
+	err := p.KeepAlive()
+	require.ErrorIs(t, err, ErrOptions)
+	require.ErrorContains(t, err, "PubOption 2 of 3 is nil")
+	require.NoError(t, p.StopContext(t.Context()))
+
+	p, err = goodConfig().NewPublisher("v", nil)
+	require.NoError(t, err)
+	require.ErrorIs(t, p.KeepAlive(), ErrOptions)
+	p.Stop()
+}
+
+func TestAZeroPublisherIsBadInputAndNeverPanics(t *testing.T) {
+	for name, call := range map[string]func(*Publisher, context.Context) error{
+		"KeepAlive": func(p *Publisher, ctx context.Context) error {
+			require.ErrorIs(t, p.KeepAlive(), ErrOptions)
+			require.ErrorContains(t, p.KeepAliveContext(ctx), "NewPublisher did not make it")
+			return nil
+		},
+		"Pause":           func(p *Publisher, _ context.Context) error { p.Pause(); return nil },
+		"PauseContext":    (*Publisher).PauseContext,
+		"Resume":          func(p *Publisher, _ context.Context) error { p.Resume(); return nil },
+		"ResumeContext":   (*Publisher).ResumeContext,
+		"Update":          func(p *Publisher, ctx context.Context) error { return p.Update(ctx, "v") },
+		"an empty Update": func(p *Publisher, ctx context.Context) error { require.Error(t, p.Update(ctx, "")); return nil },
+		"Status":          func(p *Publisher, _ context.Context) error { require.Equal(t, StateIdle, p.Status().State); return nil },
+		"Stop":            func(p *Publisher, _ context.Context) error { p.Stop(); return nil },
+		"StopContext":     (*Publisher).StopContext,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				began := time.Now()
+				var p Publisher
+				require.NoError(t, call(&p, t.Context()))
+				require.Zero(t, time.Since(began))
+				require.NoError(t, p.StopContext(t.Context()))
+				require.Equal(t, StateStopped, p.Status().State)
+				require.ErrorIs(t, p.PauseContext(t.Context()), ErrStopped)
+			})
+		})
+	}
+}
+
+func TestAnErrorAboutTLSFilesNamesTheirOption(t *testing.T) {
+	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithPubEtcdTLS("missing.pem", "missing.key", "", false), quiet)
+	err := p.KeepAlive()
+	require.ErrorIs(t, err, ErrTLS)
+	require.ErrorContains(t, err, "WithPubEtcdTLS: certificate file missing.pem")
+	require.ErrorContains(t, err, "WithPubEtcdTLS: no CA file")
+}
+
+func TestATimeoutThatCannotWorkWithTheTTLIsBadInput(t *testing.T) {
+	for _, c := range []struct {
+		ttl, timeout time.Duration
+		bad          bool
+	}{
+		{time.Second, time.Hour, true},
+		{defaultTTL, time.Hour, true},
+		{time.Second, 10*time.Second + 1, true},
+		{time.Second, 10 * time.Second, false},
+		{time.Second, defaultTimeout, false},
+		{2 * time.Second, defaultTimeout, false},
+		{3 * time.Second, 20 * time.Second, false},
+		{defaultTTL, defaultTimeout, false},
+		{defaultTTL, 20 * time.Second, false},
+		{defaultTTL, time.Minute, false},
+		{time.Hour, minTimeout, false},
+		{time.Hour, time.Hour, false},
+		{maxTTL * time.Second, 1<<63 - 1, false},
+	} {
+		t.Run(fmt.Sprint(c.ttl, c.timeout), func(t *testing.T) {
+			err := NewPublisher([]string{"h:1"}, "k", "v", WithTimeout(c.timeout), WithTTL(c.ttl)).validate()
+			config := goodConfig()
+			config.TTL, config.Timeout = c.ttl, c.timeout
+			ofConfig := config.Validate()
+			if !c.bad {
+				require.NoError(t, err)
+				require.NoError(t, ofConfig)
+				return
+			}
+			require.ErrorIs(t, err, ErrTimeout)
+			require.NotErrorIs(t, err, ErrTTL)
+			require.ErrorContains(t, err, fmt.Sprintf("WithTimeout(%v)", c.timeout))
+			require.ErrorContains(t, err, fmt.Sprintf("TTL of %v", c.ttl))
+			require.ErrorIs(t, ofConfig, ErrTimeout)
+			require.ErrorContains(t, ofConfig, fmt.Sprintf("Timeout is %v", c.timeout))
+			require.ErrorContains(t, ofConfig, fmt.Sprintf("TTL of %v", c.ttl))
+		})
+	}
+}
+
+func TestATimeoutIsHeldAgainstTheDefaultTTL(t *testing.T) {
+	require.ErrorIs(t, NewPublisher([]string{"h:1"}, "k", "v", WithTimeout(101*time.Second)).validate(), ErrTimeout)
+	config := goodConfig()
+	config.Timeout = 101 * time.Second
+	require.ErrorIs(t, config.Validate(), ErrTimeout)
+	config.Timeout = 100 * time.Second
+	require.NoError(t, config.Validate())
+}
+
+func TestATTLThatIsBadByItselfIsNotHeldAgainstTheTimeout(t *testing.T) {
+	err := NewPublisher([]string{"h:1"}, "k", "v", WithTTL(-1)).validate()
+	require.ErrorIs(t, err, ErrTTL)
+	require.NotErrorIs(t, err, ErrTimeout)
+}
+
+func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
+	for name, opts := range map[string][]PubOption{
+		"KeepAlive waits":   nil,
+		"in the background": {WithBackgroundStart()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, events := newFakeEtcd(t), &eventLog{}
+				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.observe)}, opts...)...)
+				p.connect = func(ctx context.Context) (connected, error) {
+					<-ctx.Done()
+					return connected{}, ctx.Err()
+				}
+				started := make(chan error, 1)
+				go func() { started <- p.KeepAlive() }()
+				settle(time.Second)
+				began := time.Now()
+				require.NoError(t, p.StopContext(t.Context()))
+				require.Zero(t, time.Since(began))
+				if err := <-started; opts == nil {
+					require.ErrorIs(t, err, ErrStopped)
+				} else {
+					require.NoError(t, err)
+				}
+				synctest.Wait()
+				require.Equal(t, []State{StateRegistering, StateWithdrawing, StateStopped}, events.states())
+				for _, e := range events.events {
+					require.NoError(t, e.Err)
+				}
+			})
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package discov
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -38,13 +39,14 @@ var (
 	ErrID = errors.New("bad id")
 	// ErrTTL is returned when a TTL is not a whole number of seconds, from 1 s to 9,000,000,000 s, etcd's own bound.
 	ErrTTL = errors.New("bad TTL")
-	// ErrTimeout is returned when a timeout is shorter than 100 ms.
+	// ErrTimeout is returned when a timeout is shorter than 100 ms, or longer than ten times the TTL.
 	ErrTimeout = errors.New("bad timeout")
 	// ErrAccount is returned when an account has a user without a password, or the reverse.
 	ErrAccount = errors.New("bad account")
 	// ErrTLS is returned when TLS files are missing, unreadable or no PEM, or when TLS meets an endpoint of scheme http.
 	ErrTLS = errors.New("bad TLS")
-	// ErrOptions is returned when an option got nil, or when two options exclude each other.
+	// ErrOptions is returned when an option is or got nil, when two options exclude each other, and by a Publisher that
+	// NewPublisher did not make.
 	ErrOptions = errors.New("bad options")
 	// ErrUnknownField is returned when a configuration has a field that Config has not: usually a typo, which would
 	// otherwise be a setting that nobody reads.
@@ -52,8 +54,8 @@ var (
 )
 
 // A WithdrawError is returned when a key could not be withdrawn within the bound of the call. It is not renewed any more,
-// and the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL.
-// After a KeepAlive that failed only the next KeepAlive tries it again.
+// and the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL, and
+// after a KeepAlive that failed until the key is gone on its own, whatever is called meanwhile.
 type WithdrawError struct {
 	// Key is the full key.
 	Key string
@@ -78,3 +80,12 @@ func (e *WithdrawError) Error() string {
 
 // Unwrap returns the cause.
 func (e *WithdrawError) Unwrap() error { return e.Err }
+
+// causeOf returns why ctx is done: its cause, and its own error where the cause does not wrap that.
+func causeOf(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if errors.Is(cause, ctx.Err()) {
+		return cause
+	}
+	return fmt.Errorf("%w: %w", cause, ctx.Err())
+}

@@ -84,9 +84,22 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
 	p.connect = func(context.Context) (connected, error) {
-		return connected{first: f, usual: f, release: func() { f.mu.Lock(); f.releases++; f.mu.Unlock() }}, nil
+		return connected{first: f, usual: f, release: f.release}, nil
 	}
 	return p
+}
+
+func (f *fakeEtcd) release() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.releases++
+}
+
+// released is how often it was released.
+func (f *fakeEtcd) released() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.releases
 }
 
 // published is a publisher that is registered.

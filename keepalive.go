@@ -39,26 +39,27 @@ type connected struct {
 	release func()
 }
 
-// run is the keeper's life. It answers first with the outcome of the first registration within its bound: with an error,
-// or where the caller has given up, all is undone.
+// run is the keeper's life: a first registration, which answers KeepAlive, and then what the user wants, until that is to
+// stop. Where the first registration fails, or its caller has given up, it is undone.
 func (k *keeper) run(first *start) {
 	on, err := k.connectFirst(first)
 	if err != nil {
 		k.fail(first, err, nil)
 		return
 	}
-	r := k.newRegistration(on.first)
-	err = k.begin(first.bound, r)
-	r.use(on.usual)
-	if err = k.begun(first, err); err != nil {
-		left := k.undo(first.bound, r)
-		on.release()
-		k.fail(first, err, left)
-		return
+	r := new(registration)
+	for first != nil {
+		r = k.newRegistration(on.first, r)
+		failed := k.begin(first.bound, r)
+		r.use(on.usual)
+		if failed = k.begun(first, failed); failed == nil {
+			left := k.keep(r)
+			on.release()
+			k.finish(left)
+			return
+		}
+		first = k.undo(first, failed, r, on.release)
 	}
-	left := k.keep(r)
-	on.release()
-	k.finish(left)
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
@@ -103,7 +104,7 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 	}
 }
 
-// connectFirst connects. A start in the background that is not connected at once goes on trying, once it has promised.
+// connectFirst connects. A start in the background that is not connected at once is promised, and goes on trying.
 func (k *keeper) connectFirst(first *start) (connected, error) {
 	if !k.opts.backgroundStart {
 		ctx, cancel := context.WithCancel(first.bound)
@@ -113,7 +114,7 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 	}
 	late := time.AfterFunc(connectAtOnce, func() { k.promise(first) })
 	on, err := k.connect(k.wish.stop)
-	if late.Stop() && err != nil {
+	if inTime := late.Stop(); inTime && err != nil {
 		return connected{}, err
 	}
 	k.promise(first)
@@ -126,7 +127,8 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 	return on, nil
 }
 
-func (k *keeper) newRegistration(on store) *registration {
+// newRegistration has of the one before, which was withdrawn, the leases that are left.
+func (k *keeper) newRegistration(on store, before *registration) *registration {
 	r := &registration{
 		latest:   k.latest,
 		outdated: k.outdated,
@@ -134,13 +136,18 @@ func (k *keeper) newRegistration(on store) *registration {
 		suffixed: !k.opts.exactKey,
 		id:       k.opts.id,
 	}
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	r.key = k.status.Key // of leases that are left
-	r.leases = leases{family: &k.family, ttl: k.opts.ttl, former: k.left, find: r.findLeases, onChange: k.noteLease}
+	r.leases = leases{
+		family:     &k.family,
+		ttl:        k.opts.ttl,
+		former:     before.leases.former,
+		suspicions: before.leases.suspicions,
+		find:       r.findLeases,
+		onChange:   k.noteLease,
+	}
 	r.use(on)
-	k.withdrawn = len(k.left) == 0
-	k.left, k.outcome = nil, nil
+	if r.isNamed() {
+		k.noteKey(r.fullKey())
+	}
 	return r
 }
 
@@ -190,8 +197,30 @@ func (k *keeper) attempt(latch, bound context.Context, end time.Time) (context.C
 	return ctx, func() { stop(); cancel() }
 }
 
-// undo withdraws what a first registration that failed may have left, as far as the bound allows.
-func (k *keeper) undo(bound context.Context, r *registration) error {
+// undo withdraws what a first registration that failed may have left, and answers KeepAlive at its bound. What is left then
+// is withdrawn until nothing is, or until the next KeepAlive, which it returns.
+func (k *keeper) undo(s *start, failed error, r *registration, release func()) (next *start) {
+	left := k.cleanUp(s.bound, r)
+	if left == nil {
+		release()
+		k.fail(s, failed, nil)
+		return nil
+	}
+	k.fail(s, failed, left)
+	err := k.clear(r)
+	next, stopped := k.cleared()
+	if next != nil {
+		return next
+	}
+	release()
+	if stopped {
+		k.finish(err)
+	}
+	return nil
+}
+
+// cleanUp withdraws as far as the bound allows.
+func (k *keeper) cleanUp(bound context.Context, r *registration) (left *WithdrawError) {
 	deadline, _ := bound.Deadline()
 	if least := time.Now().Add(cleanUpAtLeast); bound.Err() != nil || deadline.Before(least) {
 		deadline = least
@@ -204,8 +233,26 @@ func (k *keeper) undo(bound context.Context, r *registration) error {
 			return nil
 		}
 		if etcd.IsFinal(err) || !retry.Wait(ctx) {
-			k.leave(r.leases.former)
 			return k.withdrawError(r.leases.gone(), err)
+		}
+	}
+}
+
+// clear withdraws until nothing is left, by itself at the latest, or until the next KeepAlive.
+func (k *keeper) clear(r *registration) error {
+	gone := r.leases.gone()
+	ctx, cancel := context.WithDeadline(k.again, gone) // which nobody replaces meanwhile
+	defer cancel()
+	for retry := backoff.New(); ; {
+		err := r.withdraw(ctx)
+		if err == nil {
+			return nil
+		}
+		if !isCutShort(ctx) {
+			k.stillLeft(err)
+		}
+		if !r.rest(ctx, retry, err) {
+			return k.withdrawError(gone, err)
 		}
 	}
 }
@@ -246,7 +293,7 @@ func (k *keeper) hold(ctx context.Context, r *registration) (doubt error) {
 	return doubt
 }
 
-// isLoss says whether a doubt means that the key is not there, or not right. The rest may turn out well.
+// isLoss reports whether a doubt means that the key is not there, or not right. The rest may turn out well.
 func isLoss(doubt error) bool {
 	return errors.Is(doubt, errKeyGone) || errors.Is(doubt, errKeyChanged) || errors.Is(doubt, rpctypes.ErrLeaseNotFound)
 }

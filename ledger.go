@@ -22,10 +22,13 @@ type ledger struct {
 	status  Status        // all but the value, which is the wish's
 	changed chan struct{} // closed and replaced when anything that a call waits for has changed
 
-	running bool          // whether there is a goroutine
+	running  bool   // whether a KeepAlive is under way or in effect
+	clearing bool   // whether the goroutine withdraws what a KeepAlive that failed has left
+	next     *start // a KeepAlive that came meanwhile, nil if none did
+	again    latch  // set with it
+
 	done    chan struct{} // closed when nothing is to come after Stop
-	outcome error         // what could not be withdrawn: of Stop, written before done is closed, or of a KeepAlive that failed
-	left    []formerLease // that a KeepAlive that failed could not revoke
+	outcome error         // what Stop could not withdraw, written before done is closed
 
 	taken     uint64 // the updates when the goroutine took the value last
 	published uint64 // the updates when etcd held the latest value last
@@ -56,103 +59,12 @@ func newLedger(prefix, value string, t *teller) *ledger {
 	}
 }
 
-// What follows is for the calls.
-
 func (l *ledger) refused(call string, err error) error {
 	return fmt.Errorf("discov: %s %s: %w", call, l.prefix, err)
 }
 
-// causeOf is why ctx is done: what its owner has said of it, and what the context itself says.
-func causeOf(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	if errors.Is(cause, ctx.Err()) {
-		return cause
-	}
-	return fmt.Errorf("%w: %w", cause, ctx.Err())
-}
-
-// awaitLocked waits until settled is done, and returns its error. When ctx ends first, the error is ctx's, with the one
-// that settled had last.
-func (l *ledger) awaitLocked(ctx context.Context, call string, settled func() (bool, error)) error {
-	for {
-		over := ctx.Err() != nil
-		done, err := settled()
-		if done {
-			return err
-		}
-		if over {
-			return l.unsettledLocked(ctx, call, err)
-		}
-		changed := l.changed
-		l.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
-		l.mu.Lock()
-	}
-}
-
-func (l *ledger) unsettledLocked(ctx context.Context, call string, err error) error {
-	var withdraw *WithdrawError
-	if errors.As(err, &withdraw) {
-		return err
-	}
-	late := fmt.Errorf("discov: %s %s: not done, it is %s: %w", call, l.nameLocked(), l.status.State, causeOf(ctx))
-	if err == nil {
-		return late
-	}
-	return fmt.Errorf("%w: %w", late, err)
-}
-
-// isPublishedLocked reports whether etcd holds a value at least as new as the update, or an error for that it will not.
-func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {
-	switch {
-	case l.wish.isStopped():
-		return true, l.refused(call, ErrStopped)
-	case !l.running:
-		return true, l.refused(call, errors.Join(errNotStarted, l.status.Err))
-	case l.wish.isPaused():
-		return true, l.refused(call, ErrSuperseded)
-	case l.wish.takeover:
-		return false, l.status.Err
-	case l.status.State == StateConflict:
-		return true, l.refused(call, ErrConflict)
-	case update > l.published && update <= l.rejected:
-		return true, l.status.Err
-	case l.status.State == StatePublished && l.published >= update:
-		return true, nil
-	default:
-		return false, l.status.Err
-	}
-}
-
-// leftLocked is what a KeepAlive that failed could not withdraw, until it is gone by itself.
-func (l *ledger) leftLocked() error {
-	var left *WithdrawError
-	if errors.As(l.outcome, &left) && time.Now().Before(left.Until) {
-		return left
-	}
-	return nil
-}
-
 // nameLocked is the full key, or what is known of it.
 func (l *ledger) nameLocked() string { return cmp.Or(l.status.Key, l.prefix) }
-
-func (l *ledger) withdrawErrorLocked(ctx context.Context) error {
-	cause := context.DeadlineExceeded // about to be
-	if ctx.Err() != nil {
-		cause = causeOf(ctx)
-	}
-	if l.status.Err != nil {
-		cause = fmt.Errorf("%w: %w", cause, l.status.Err)
-	}
-	until := l.status.Until
-	if l.held != nil {
-		until = time.Now().Add(l.held.TTL) // the goroutine has not heard yet: a renewal may be under way
-	}
-	return newWithdrawError(l.nameLocked(), until, cause)
-}
 
 // snapshot is the Status of now.
 func (l *ledger) snapshot() Status {
@@ -168,14 +80,14 @@ func (l *ledger) snapshot() Status {
 
 // What follows is for both.
 
-// undrawn hears of a change of state that the diagram lacks, which is a bug: tests fail on it.
-var undrawn = func(from, to State) {}
+// undrawn hears of a change of state, from one to another, that the diagram lacks. That is a bug: tests fail on it.
+var undrawn = func(_, _ State) {}
 
-// enterLocked notes a change of state, or a failure within one, and tells. A change that the diagram lacks takes place all
-// the same, so that the Publisher goes on; the log has it as an error.
+// enterLocked notes a change of state, or a failure within one, and tells the log and the observer. A change that the
+// diagram lacks takes place all the same, so that the Publisher goes on; the log has it as an error.
 func (l *ledger) enterLocked(to State, err error) {
 	from := l.status.State
-	if onTheWay := to == StateRegistering || to == StateWithdrawing; err != nil || !onTheWay {
+	if err != nil || isAskedFor(to) {
 		l.status.Err = err
 	}
 	if from != to {
@@ -188,6 +100,11 @@ func (l *ledger) enterLocked(to State, err error) {
 	if from != to && !isDrawn(from, to) {
 		undrawn(from, to)
 	}
+}
+
+// isAskedFor reports whether the user asks for a state, so that no failure of before counts any more once it is reached.
+func isAskedFor(state State) bool {
+	return state == StatePublished || state == StatePaused || state == StateStopped
 }
 
 // noteErrorLocked notes a failure that is told later, or was.
@@ -284,6 +201,13 @@ func (l *ledger) lost(why error) {
 	}
 }
 
+// noteKey notes the full key, once that is known.
+func (l *ledger) noteKey(key string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.status.Key = key
+}
+
 // noteLease notes a lease that was granted or, where it is nil, that the one before was lost.
 func (l *ledger) noteLease(held *etcd.Keepalive) {
 	l.mu.Lock()
@@ -299,10 +223,12 @@ func (l *ledger) noteLease(held *etcd.Keepalive) {
 func (l *ledger) noteUnconnected(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.wish.isPaused() {
-		l.enterLocked(StatePaused, err)
-	} else {
+	switch now, _ := l.wish.now(); now {
+	case wantPublished:
 		l.enterLocked(StateRegistering, err)
+	case wantPaused:
+		l.enterLocked(StatePaused, err)
+	case wantStopped: // which may be why
 	}
 }
 
@@ -312,9 +238,6 @@ func (l *ledger) withdrawing(gone time.Time, err error) {
 	defer l.mu.Unlock()
 	if l.withdrawn {
 		return
-	}
-	if l.status.State == StateIdle {
-		l.enterLocked(StateRegistering, nil) // which was about to begin
 	}
 	l.held, l.status.Until = nil, gone
 	l.enterLocked(StateWithdrawing, err)
@@ -333,7 +256,7 @@ func (l *ledger) clearLeaseLocked() {
 }
 
 // withdrawError is the error for a key that could not be withdrawn, and goes by itself at the time that is given.
-func (l *ledger) withdrawError(gone time.Time, err error) error {
+func (l *ledger) withdrawError(gone time.Time, err error) *WithdrawError {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return newWithdrawError(l.nameLocked(), gone, err)
@@ -379,56 +302,81 @@ func (l *ledger) givenUpLocked(s *start, err error) error {
 		return why
 	case err == nil:
 		return why
-	case errors.Is(err, context.Cause(s.bound)): // and says of what
+	case errors.Is(err, context.Cause(s.bound)): // its words tell more
 		return err
 	default:
 		return fmt.Errorf("%w: %w", why, err)
 	}
 }
 
-// leave notes the leases that could not be revoked, for the next KeepAlive to do it.
-func (l *ledger) leave(these []formerLease) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.left = these
-}
-
-// finish ends the goroutine's part after Stop. It takes what could not be withdrawn.
-func (l *ledger) finish(left error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.running, l.outcome = false, left
-	l.finishStopLocked()
-}
-
-// fail ends the goroutine's part where there is no first registration: KeepAlive may be called again. It takes why, and what
-// could not be withdrawn.
-func (l *ledger) fail(s *start, err, left error) {
+// fail answers a KeepAlive with why there is no registration: it may be called again. left is what could not be withdrawn,
+// which goes on then.
+func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running = false
-	l.outcome = cmp.Or(left, l.leftLocked()) // of an earlier one
+	l.clearLeaseLocked()
+	if left != nil {
+		l.clearing, l.again = true, newLatch()
+		l.withdrawn, l.status.Until = false, left.Until
+	}
+	if l.wish.isStopped() {
+		why = fmt.Errorf("%w: %w", l.refused("keep alive", ErrStopped), why)
+	} else {
+		l.enterLocked(StateIdle, why)
+	}
 	switch {
+	case left != nil && l.wish.pause.isSet():
+		l.enterLocked(StateWithdrawing, nil)
 	case l.wish.isStopped():
 		l.finishStopLocked()
-		err = fmt.Errorf("%w: %w", l.refused("keep alive", ErrStopped), err)
-	default:
-		l.idleLocked(err)
+	case l.wish.isPaused():
+		l.enterLocked(StatePaused, nil)
+		l.noteErrorLocked(why)
 	}
 	if left != nil {
-		err = fmt.Errorf("%w; %w", err, left)
+		why = fmt.Errorf("%w; %w", why, left)
 	}
-	l.answerLocked(s, err)
+	l.answerLocked(s, why)
 }
 
-func (l *ledger) idleLocked(err error) {
-	l.clearLeaseLocked()
-	l.withdrawn = l.outcome == nil
-	l.enterLocked(StateIdle, err)
-	if l.wish.isPaused() {
-		l.enterLocked(StatePaused, nil)
-		l.noteErrorLocked(err)
+// stillLeft notes why what a KeepAlive has left is not withdrawn yet, and tells where that was asked for since.
+func (l *ledger) stillLeft(why error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.status.State == StateWithdrawing {
+		l.enterLocked(StateWithdrawing, why)
 	}
+}
+
+// cleared notes that nothing is left, unless there is another KeepAlive, which it returns. Otherwise it reports whether
+// Stop waits for the end.
+func (l *ledger) cleared() (next *start, stopped bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.clearing = false
+	if next = l.next; next != nil {
+		l.next = nil
+		return next, false
+	}
+	if l.wish.isStopped() {
+		return nil, true
+	}
+	l.clearLeaseLocked()
+	if l.status.State == StateWithdrawing {
+		l.enterLocked(StatePaused, nil)
+	}
+	return nil, false
+}
+
+// finish ends the goroutine's part after Stop, with what could not be withdrawn.
+func (l *ledger) finish(left error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running, l.outcome = false, left; left == nil {
+		l.clearLeaseLocked()
+	}
+	l.finishStopLocked()
 }
 
 func (l *ledger) finishStopLocked() {

@@ -32,8 +32,9 @@ func WithTTL(ttl time.Duration) PubOption {
 }
 
 // WithTimeout bounds each call on the Publisher whose context has no deadline; one request to etcd gets half of it. Over
-// a link with a round trip of more than a second, set it to at least five round trips. The least is 100 ms. Defaults to
-// 5 s.
+// a link with a round trip of more than a second, set it to at least five round trips. It is 100 ms or more, and at most ten
+// times the TTL: where that is not enough, a round trip takes longer than a lease lasts. For a call that is to wait longer,
+// as for an etcd that starts late, use a context with a deadline. Defaults to 5 s.
 func WithTimeout(timeout time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.timeout = timeout }
 }

@@ -1,8 +1,8 @@
 // Package discov keeps a service's registration in etcd true.
 //
 // A [Publisher] keeps one fact true in etcd, "this instance serves here": a key with a value, under a lease of its own.
-// It registers, renews, watches, and repairs, through restarts, wipes, partitions and stalls of etcd, until it is told to
-// stop; what it does at each moment is in the diagram at [Publisher].
+// It registers, renews, watches, and repairs, through restarts, wipes, partitions and stalls of etcd, until it is
+// stopped; what it does at each moment is in the diagram at [Publisher].
 //
 //	pub := discov.NewPublisher([]string{"127.0.0.1:2379"}, "user.rpc", "10.0.0.7:8080")
 //	if err := pub.KeepAlive(); err != nil {
@@ -19,7 +19,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/discov-go/discov/internal/conn"
 )
@@ -48,16 +48,20 @@ import (
 //
 // All the ways there are:
 //
-//	idle        → registering, paused, stopped
+//	idle        → registering, withdrawing, paused, stopped
 //	registering → published, conflict, withdrawing, idle
 //	published   → registering, conflict, withdrawing
 //	conflict    → registering, published, withdrawing
-//	withdrawing → paused, stopped, registering
-//	paused      → registering, withdrawing, idle, stopped
+//	withdrawing → paused, stopped, registering, idle
+//	paused      → registering, idle, stopped
+//
+// Pause and Stop go from idle by way of withdrawing where a KeepAlive that failed has left something; a Resume before that
+// is gone goes back.
 //
 // One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
 // value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
 type Publisher struct {
+	made sync.Once // by NewPublisher, or by the first call on a zero Publisher
 	*ledger
 
 	endpoints []string
@@ -72,8 +76,27 @@ type Publisher struct {
 // NewPublisher returns a Publisher of value at key, which becomes <key>/<lease ID>, or <key>/<id> with WithId. endpoints
 // are those of one etcd cluster, as host:port or as URLs. Bad input is reported by KeepAlive.
 func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Publisher {
-	p := &Publisher{endpoints: slices.Clone(endpoints), opts: defaultOptions()}
-	for _, opt := range opts {
+	p := new(Publisher)
+	p.made.Do(func() { p.make(endpoints, key, value, opts) })
+	return p
+}
+
+// ensureMade makes of a zero Publisher one with bad input, on which no call panics.
+func (p *Publisher) ensureMade() {
+	p.made.Do(func() {
+		p.make(nil, "", "", []PubOption{func(p *Publisher) {
+			p.opts.reject(ErrOptions, "this is a zero Publisher: NewPublisher did not make it")
+		}})
+	})
+}
+
+func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption) {
+	p.endpoints, p.opts = slices.Clone(endpoints), defaultOptions()
+	for i, opt := range opts {
+		if opt == nil {
+			p.opts.reject(ErrOptions, "PubOption %d of %d is nil", i+1, len(opts))
+			continue
+		}
 		opt(p)
 	}
 	p.ledger = newLedger(key, value, newTeller(p.opts.observer, p.opts.logger))
@@ -86,7 +109,6 @@ func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Pub
 		p.unfollow = context.AfterFunc(life, p.beginStop)
 		p.mu.Unlock()
 	}
-	return p
 }
 
 // share is the real connect: the use of a connection that is shared.
@@ -119,13 +141,15 @@ func (p *Publisher) validate() error {
 // KeepAlive registers, and returns when the key is in etcd; from then on it is kept there in the background, until Stop.
 // While paused it returns nil, and Resume registers. When the first registration fails within the timeout, KeepAlive
 // returns why, leaves nothing behind, and may be called again; where etcd did not confirm in time that nothing is left, the
-// error wraps a *WithdrawError as well. Bad input is reported whole, before anything is dialled.
+// error wraps a *WithdrawError as well, and that goes on in the background. Bad input is reported whole, before anything is
+// dialled.
 func (p *Publisher) KeepAlive() error {
 	return p.KeepAliveContext(context.Background())
 }
 
 // KeepAliveContext is KeepAlive with the bound from ctx. ctx bounds the call, never the life of the registration.
 func (p *Publisher) KeepAliveContext(ctx context.Context) error {
+	p.ensureMade()
 	if err := p.validate(); err != nil {
 		return err
 	}
@@ -163,30 +187,14 @@ func (p *Publisher) start(first *start) error {
 	if !p.wish.isPaused() {
 		p.enterLocked(StateRegistering, nil)
 	}
+	if p.clearing {
+		p.next = first
+		p.again.set()
+		return nil
+	}
 	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
 	go k.run(first)
 	return nil
-}
-
-// awaitAnswer waits for the goroutine's answer. It comes in time for the caller's bound, but for a moment that a clean-up
-// may take after a cancelled one, and a grant that is under way.
-func (p *Publisher) awaitAnswer(first *start) error {
-	ctx, cancel := graced(first.bound, cleanUpAtLeast+cleanUpAtLeast/2)
-	defer cancel()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	_ = p.awaitLocked(ctx, "keep alive", func() (bool, error) { return first.answered, nil })
-	if !first.answered {
-		return p.unsettledLocked(first.bound, "keep alive", p.status.Err)
-	}
-	return first.err
-}
-
-// graced is done a moment later than ctx.
-func graced(ctx context.Context, moment time.Duration) (context.Context, context.CancelFunc) {
-	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(moment, cancel) })
-	return later, func() { stop(); cancel() }
 }
 
 // Pause withdraws the key, and returns when it is gone or the timeout is up. It stays withdrawn until Resume.
@@ -208,19 +216,19 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		p.wish.setPaused()
 		p.wakeLocked()
 	}
-	if p.status.State == StateRegistering && p.withdrawn { // connecting, in the background
+	switch {
+	case !p.withdrawn && !p.running: // a KeepAlive that failed has left something
 		p.enterLocked(StateWithdrawing, nil)
+	case !p.running:
 		p.enterLocked(StatePaused, nil)
-	}
-	if !p.running {
+	case p.withdrawn && p.status.State == StateRegistering: // connecting
+		p.enterLocked(StateWithdrawing, nil)
 		p.enterLocked(StatePaused, nil)
 	}
 	return p.awaitLocked(ctx, "pause", func() (bool, error) {
 		switch {
 		case !p.wish.pause.isSet():
 			return true, p.refused("pause", ErrSuperseded)
-		case !p.running:
-			return true, p.leftLocked()
 		case p.withdrawn && p.status.State != StateWithdrawing:
 			return true, nil
 		default:
@@ -266,11 +274,11 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 // large for etcd, when the one before stays; or, for ErrConflict, that another instance holds the key. After ErrStopped
 // and ErrValue nothing is tried.
 func (p *Publisher) Update(ctx context.Context, value string) error {
-	if value == "" {
-		return fmt.Errorf("discov: update %s: %w: it is empty", p.prefix, ErrValue)
-	}
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
+	if value == "" {
+		return p.refused("update", fmt.Errorf("%w: it is empty", ErrValue))
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.wish.isStopped() {
@@ -323,18 +331,24 @@ func (p *Publisher) beginStop() {
 	p.unfollow()
 	p.wish.setStopped()
 	p.wakeLocked()
-	if !p.running {
-		p.outcome = p.leftLocked()
-		p.enterLocked(StateStopped, p.outcome)
-		close(p.done)
+	switch {
+	case p.running:
+	case p.clearing:
+		p.enterLocked(StateWithdrawing, nil)
+	default:
+		p.finishStopLocked()
 	}
 }
 
 // Status returns a snapshot. It is cheap.
-func (p *Publisher) Status() Status { return p.snapshot() }
+func (p *Publisher) Status() Status {
+	p.ensureMade()
+	return p.snapshot()
+}
 
-// bound gives ctx the timeout where it has no deadline.
+// bound is what a call begins with: it gives ctx the timeout where it has no deadline.
 func (p *Publisher) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	p.ensureMade()
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
 	}

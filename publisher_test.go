@@ -1113,7 +1113,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			states: []State{StateRegistering, StateIdle, StateStopped},
 		},
 		{
-			name: "a KeepAlive that fails and leaves its key, Pause, KeepAlive",
+			name: "a KeepAlive that fails and leaves its key, Pause, Resume, Pause, KeepAlive",
 			opts: []PubOption{WithTimeout(300 * time.Millisecond), WithClientConfig(func(c *clientv3.Config) {
 				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(loseAnswers))
 			})},
@@ -1121,12 +1121,14 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 				losesAnswers.Store(true)
 				require.Error(t, w.p.KeepAlive())
 				w.p.Pause()
-				losesAnswers.Store(false)
+				w.p.Resume()
+				w.p.Pause()
 				require.NoError(t, w.p.KeepAliveContext(deadline(t, eventually)))
+				losesAnswers.Store(false)
 				require.NoError(t, w.p.PauseContext(deadline(t, eventually)))
 				requireAbsent(t, w.srv, testFullKey)
 			},
-			states: []State{StateRegistering, StateIdle, StatePaused, StateWithdrawing, StatePaused, StateStopped},
+			states: []State{StateRegistering, StateIdle, StateWithdrawing, StateIdle, StateWithdrawing, StatePaused, StateStopped},
 		},
 		{
 			name: "Pause, KeepAlive, Resume, Pause",

@@ -23,6 +23,10 @@ const (
 	defaultTimeout = 5 * time.Second
 	// minTimeout leaves room for a connection, a grant and a put on one network.
 	minTimeout = 100 * time.Millisecond
+	// mostTTLs bounds a timeout by the TTL. A timeout is to be five round trips, or eight with TLS or an account, and half of
+	// it is for one request: over a link for which it has to be more than ten TTLs, a round trip takes longer than the TTL,
+	// and no lease can be kept.
+	mostTTLs = 10
 )
 
 // options is what the PubOptions set; nobody writes it after NewPublisher. It stands apart from them, so that those who
@@ -76,21 +80,22 @@ func (o *options) reject(kind error, format string, args ...any) {
 
 // validate returns all that is wrong with what the user gave, joined.
 func (o options) validate(endpoints []string, key, value string) error {
-	o.errs = slices.Clone(o.errs)
+	found := o
+	found.errs = slices.Clone(o.errs)
 	if key == "" {
-		o.reject(ErrKey, "the key is empty")
+		found.reject(ErrKey, "the key is empty")
 	}
 	if value == "" {
-		o.reject(ErrValue, "the value of key %q is empty", key)
+		found.reject(ErrValue, "the value of key %q is empty", key)
 	}
-	o.validateKeeping()
-	if o.target.Client != nil {
-		o.validateOwnClient()
-		return errors.Join(o.errs...)
+	found.validateKeeping()
+	if found.target.Client != nil {
+		found.validateOwnClient()
+	} else {
+		found.validateEndpoints(endpoints)
+		found.validateAccess()
 	}
-	o.validateEndpoints(endpoints)
-	o.validateAccess()
-	return errors.Join(o.errs...)
+	return errors.Join(found.errs...)
 }
 
 // validateKeeping is about how the key is kept.
@@ -104,7 +109,7 @@ func (o *options) validateKeeping() {
 	if err := checkTTL(o.ttl); err != nil {
 		o.reject(ErrTTL, "WithTTL(%v): %v", o.ttl, err)
 	}
-	if err := checkTimeout(o.timeout); err != nil {
+	if err := checkTimeout(o.timeout, o.ttl); err != nil {
 		o.reject(ErrTimeout, "WithTimeout(%v): %v", o.timeout, err)
 	}
 }
@@ -147,8 +152,8 @@ func (o *options) validateAccess() {
 	if o.target.TLS != nil {
 		o.reject(ErrOptions, "WithTLSConfig excludes WithPubEtcdTLS")
 	}
-	if _, err := o.target.Files.Load(); err != nil {
-		o.reject(ErrTLS, "%v", err)
+	for _, err := range o.target.Files.Check() {
+		o.reject(ErrTLS, "WithPubEtcdTLS: %v", err)
 	}
 }
 
@@ -168,9 +173,13 @@ func checkTTL(ttl time.Duration) error {
 	return nil
 }
 
-func checkTimeout(timeout time.Duration) error {
-	if timeout < minTimeout {
+// checkTimeout relates the timeout to the TTL, unless that is bad by itself.
+func checkTimeout(timeout, ttl time.Duration) error {
+	switch {
+	case timeout < minTimeout:
 		return fmt.Errorf("want %v or more", minTimeout)
+	case checkTTL(ttl) == nil && (timeout-1)/mostTTLs >= ttl: // timeout > mostTTLs*ttl, which may overflow
+		return fmt.Errorf("want no more than %d times the TTL of %v: a link that needs longer keeps no lease", mostTTLs, ttl)
 	}
 	return nil
 }

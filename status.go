@@ -8,7 +8,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A State says where a Publisher stands; the diagram at [Publisher] shows the ways between them.
+// A State is where a Publisher stands; the diagram at [Publisher] shows the ways between them.
 type State int
 
 const (
@@ -40,12 +40,12 @@ func (s State) String() string {
 
 // transitions is the diagram at [Publisher].
 var transitions = map[State][]State{
-	StateIdle:        {StateRegistering, StatePaused, StateStopped},
+	StateIdle:        {StateRegistering, StateWithdrawing, StatePaused, StateStopped},
 	StateRegistering: {StatePublished, StateConflict, StateWithdrawing, StateIdle},
 	StatePublished:   {StateRegistering, StateConflict, StateWithdrawing},
 	StateConflict:    {StateRegistering, StatePublished, StateWithdrawing},
-	StateWithdrawing: {StatePaused, StateStopped, StateRegistering},
-	StatePaused:      {StateRegistering, StateWithdrawing, StateIdle, StateStopped},
+	StateWithdrawing: {StatePaused, StateStopped, StateRegistering, StateIdle},
+	StatePaused:      {StateRegistering, StateIdle, StateStopped},
 }
 
 // isDrawn reports whether the diagram has a way between two states. A change of state without one is a bug.
@@ -67,8 +67,8 @@ type Status struct {
 	// TTL is what etcd granted, which may be more than was asked for.
 	TTL time.Duration
 	// Until is when the lease ends without a further renewal, by the clock of this process: until then the key is
-	// certain to be there, or, in StateWithdrawing, not certain to be gone. Zero where there is no lease. In StateConflict
-	// it tells of the lease alone.
+	// certain to be there, or, in StateWithdrawing and StateIdle, not certain to be gone. Zero where there is no lease. In
+	// StateConflict it tells of the lease alone.
 	Until time.Time
 	// Registrations counts how often the key was put into etcd where it was missing or wrong, or, for an account that may
 	// not read it, might have been.

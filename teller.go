@@ -10,9 +10,9 @@ import (
 const (
 	// eventsKept bounds the events that wait for a slow observer.
 	eventsKept = 256
-	// slowObserver is told in the log.
+	// An observer or a logger that takes longer than slowObserver is a line in the log.
 	slowObserver = time.Second
-	// An outage is told when it begins and ends, and meanwhile after firstReminder, then ever less often, at most every
+	// An outage is in the log when it begins and ends, and meanwhile after firstReminder, then less and less often, until every
 	// reminders: ten lines in the first hour.
 	firstReminder = time.Minute
 	reminders     = 10 * time.Minute

@@ -29,6 +29,17 @@ func (f Files) Load() (*tls.Config, error) {
 	}, nil
 }
 
+// Check returns each thing that is wrong with the files.
+func (f Files) Check() (errs []error) {
+	if _, err := f.loadCertificate(); err != nil {
+		errs = append(errs, err)
+	}
+	if _, err := f.loadCA(); err != nil {
+		errs = append(errs, err)
+	}
+	return errs
+}
+
 func (f Files) loadCertificate() (tls.Certificate, error) {
 	switch {
 	case f.Cert == "" && f.Key == "":
