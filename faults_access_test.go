@@ -189,7 +189,7 @@ func registerFleet(t *testing.T, etcd *etcdtest.Server, endpoints []string, opts
 	})
 	f.first = time.Since(began)
 	require.Empty(t, errs, "registering %d at once", fleetSize)
-	require.Equal(t, fleetSize, countOf(t, etcd, "fleet/"))
+	require.Equal(t, fleetSize, countWithin(t, etcd, "fleet/", 10*time.Second)) // an etcd with a thousand watches to make
 	t.Logf("figure: %d registered first in %v", fleetSize, f.first.Round(time.Millisecond))
 	return f
 }
@@ -213,10 +213,15 @@ func (f *fleet) each(call func(*discov.Publisher) error) (errs []error) {
 	return errs
 }
 
-// countOf is how many keys there are, or -1 where etcd does not answer.
+// countOf is how many keys there are, or -1 where etcd does not answer in a second.
 func countOf(t testing.TB, etcd *etcdtest.Server, prefix string) int {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	return countWithin(t, etcd, prefix, time.Second)
+}
+
+func countWithin(t testing.TB, etcd *etcdtest.Server, prefix string, within time.Duration) int {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	resp, err := etcd.Client(t).Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
