@@ -382,6 +382,11 @@ func TestAClientConfigThatMakesTheDialSlowDoesNotOutlastTheBound(t *testing.T) {
 			requireWithin(t, bound, func() { require.Error(t, p.KeepAlive()) })
 			requireWithin(t, bound, p.Stop)
 			etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == StateStopped })
+			etcdtest.RequireSoon(t, eventually, func() bool {
+				connections.mu.Lock()
+				defer connections.mu.Unlock()
+				return len(connections.conns) == 0
+			}, "the tuning ends, and what it delayed is given back")
 		})
 	}
 }
