@@ -141,8 +141,8 @@ func (p *Publisher) validate() error {
 // KeepAlive registers, and returns when the key is in etcd; from then on it is kept there in the background, until Stop.
 // While paused it returns nil, and Resume registers. When the first registration fails within the timeout, KeepAlive
 // returns why, leaves nothing behind, and may be called again; where etcd did not confirm in time that nothing is left, the
-// error wraps a *WithdrawError as well, and that goes on in the background. Bad input is reported whole, before anything is
-// dialled.
+// error wraps a *WithdrawError as well, and the withdrawal goes on in the background. Bad input is reported whole, before
+// anything is dialled.
 func (p *Publisher) KeepAlive() error {
 	return p.KeepAliveContext(context.Background())
 }
