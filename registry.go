@@ -59,13 +59,16 @@ func (r *registry) join(to conn.Target) *sharedConn {
 	defer r.mu.Unlock()
 	s := r.conns[to]
 	if s == nil {
-		s = &sharedConn{target: to, lines: newQuota(), opened: make(chan struct{})}
+		s = &sharedConn{target: to, lines: newQuota(), opened: make(chan struct{}), err: errTuningEnded}
 		r.conns[to] = s
 		go s.open()
 	}
 	s.users++
 	return s
 }
+
+// errTuningEnded is returned where the user's tuning has ended its goroutine, as testing's FailNow does.
+var errTuningEnded = fmt.Errorf("%w: WithClientConfig ended its goroutine", ErrOptions)
 
 func (s *sharedConn) open() {
 	defer close(s.opened)
