@@ -18,23 +18,23 @@ var (
 
 // hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
 // the doubt whether the value is the latest.
-func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt error) {
+func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error {
 	r.settled = false
-	watch, lease := r.watchKey(), r.leases.held
-	ctx, cancel := context.WithCancel(ctx)
-	sweeping := r.leases.startSweep(ctx) // nil where none is under way; now that the key is on another lease
-	defer func() {
-		cancel()
-		if sweeping != nil {
-			_ = r.leases.noteSwept(<-sweeping)
-		}
-		if !errors.Is(doubt, errValueUpdated) {
-			r.unwatch()
-		}
-	}()
-	free, stopFree := r.untilFree()
-	defer stopFree()
-	var sweep <-chan time.Time
+	watch := r.watchKey()
+	if !r.leases.isClean() { // now that the key is on another
+		defer r.leases.sweepBeside(ctx)()
+	}
+	doubt := r.untilDoubt(ctx, updated, watch)
+	if !errors.Is(doubt, errValueUpdated) {
+		r.unwatch()
+	}
+	return doubt
+}
+
+// untilDoubt waits for a doubt, and returns it.
+func (r *registration) untilDoubt(ctx context.Context, updated <-chan struct{}, watch *etcd.Watcher) error {
+	lease := r.leases.held
+	free := r.untilFree()
 	for {
 		select {
 		case <-ctx.Done():
@@ -52,13 +52,6 @@ func (r *registration) hold(ctx context.Context, updated <-chan struct{}) (doubt
 			if doubt := r.leaseDoubt(); doubt != nil {
 				return doubt
 			}
-		case outcome := <-sweeping:
-			sweeping = nil
-			if r.leases.noteSwept(outcome) != nil {
-				sweep = time.After(sweepEvery)
-			}
-		case <-sweep:
-			sweeping = r.leases.startSweep(ctx)
 		}
 	}
 }
@@ -72,14 +65,13 @@ func (r *registration) watchKey() *etcd.Watcher {
 	return r.watch
 }
 
-// untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back. It
-// never comes where there is none.
-func (r *registration) untilFree() (free <-chan time.Time, stop func() bool) {
+// untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back; nil
+// where there is none.
+func (r *registration) untilFree() <-chan time.Time {
 	if !r.conflict || r.isAnothers() {
-		return nil, func() bool { return true }
+		return nil
 	}
-	timer := time.NewTimer(r.fights.untilNext(r.seen.Exists()))
-	return timer.C, timer.Stop
+	return time.After(r.fights.untilNext(r.seen.Exists()))
 }
 
 // hear takes what the watch has to tell: nothing of interest, or a doubt.

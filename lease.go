@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -108,7 +109,7 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	if strays := ls.strays(); len(strays) >= strayLeases {
-		if err := ls.noteRevoked(ls.revoke(ctx, strays)); err != nil {
+		if err := ls.revoke(ctx, strays); err != nil {
 			return err
 		}
 	}
@@ -168,88 +169,69 @@ func contains(these []formerLease, id clientv3.LeaseID) bool {
 // isHeld reports whether the lease is the one that is held.
 func (ls *leases) isHeld(id clientv3.LeaseID) bool { return ls.held != nil && ls.held.ID == id }
 
+// isClean reports whether there is nothing to sweep.
+func (ls *leases) isClean() bool { return len(ls.former) == 0 && ls.suspicions == 0 }
+
 // sweep revokes all leases of ours but the one held. Those that could not be revoked stay for the next sweep.
 func (ls *leases) sweep(ctx context.Context) error {
-	if outcome := ls.startSweep(ctx); outcome != nil {
-		return ls.noteSwept(<-outcome)
+	var notFound error
+	if ls.suspicions > 0 {
+		notFound = ls.search(ctx)
 	}
-	return nil
+	return cmp.Or(notFound, ls.revoke(ctx, ls.former))
 }
 
-// swept is the outcome of a sweep.
-type swept struct {
-	settled int                // how many suspicions are
-	found   []clientv3.LeaseID // what they were right about
-	revoked revoked
-	err     error // why not all could be revoked, or found
-}
-
-// startSweep begins a sweep, whose outcome comes when etcd has given it, or when ctx is done. It returns nil where there is
-// nothing to sweep.
-func (ls *leases) startSweep(ctx context.Context) <-chan swept {
-	if len(ls.former) == 0 && ls.suspicions == 0 {
-		return nil
+// search makes former ones of the leases of ours that etcd has.
+func (ls *leases) search(ctx context.Context) error {
+	found, err := ls.find(ctx)
+	if err != nil {
+		return err
 	}
-	outcome := make(chan swept, 1)
-	these, suspicions, held := slices.Clone(ls.former), ls.suspicions, ls.held
-	go func() {
-		var one swept
-		if suspicions > 0 {
-			if one.found, one.err = ls.find(ctx); one.err == nil {
-				one.settled = suspicions
-			}
-		}
-		for _, id := range one.found {
-			if (held == nil || id != held.ID) && !contains(these, id) {
-				these = append(these, formerLease{id: id})
-			}
-		}
-		one.revoked = ls.revoke(ctx, these)
-		one.err = cmp.Or(one.err, one.revoked.err)
-		outcome <- one
-	}()
-	return outcome
-}
-
-// noteSwept notes the outcome of a sweep.
-func (ls *leases) noteSwept(outcome swept) error {
-	for _, id := range outcome.found {
+	ls.suspicions = 0
+	for _, id := range found {
 		if !ls.isHeld(id) {
 			ls.disown(id)
 		}
 	}
-	ls.suspicions -= outcome.settled
-	_ = ls.noteRevoked(outcome.revoked)
-	return outcome.err
+	return nil
 }
 
-// revoked says which leases were, and why not all.
-type revoked struct {
-	ids []clientv3.LeaseID
-	err error
+// sweepBeside sweeps in the background, again and again until all is clean or ctx is done. The function that it returns
+// ends that, and notes what it has come to.
+func (ls *leases) sweepBeside(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	beside, suspicions := *ls, ls.suspicions
+	beside.former = slices.Clone(ls.former)
+	go func() {
+		defer close(done)
+		for beside.sweep(ctx) != nil && backoff.Pause(ctx, sweepEvery) {
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+		ls.former = beside.former
+		ls.suspicions += beside.suspicions - suspicions
+	}
 }
 
-// revoke revokes leases, all at once.
-func (ls *leases) revoke(ctx context.Context, these []formerLease) (outcome revoked) {
+// revoke revokes leases, all at once, and forgets those that were.
+func (ls *leases) revoke(ctx context.Context, these []formerLease) error {
 	errs := make([]error, len(these))
 	var all sync.WaitGroup
 	for i, one := range these {
 		all.Go(func() { errs[i] = ls.store.Revoke(ctx, one.id) })
 	}
 	all.Wait()
+	var revoked []clientv3.LeaseID
 	for i, one := range these {
 		if errs[i] == nil {
-			outcome.ids = append(outcome.ids, one.id)
+			revoked = append(revoked, one.id)
 		}
 	}
-	outcome.err = cmp.Or(errs...)
-	return outcome
-}
-
-// noteRevoked forgets the leases that were revoked.
-func (ls *leases) noteRevoked(outcome revoked) error {
-	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return slices.Contains(outcome.ids, one.id) })
-	return outcome.err
+	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return slices.Contains(revoked, one.id) })
+	return cmp.Or(errs...)
 }
 
 // gone returns when the last former lease ends by itself, at the latest.

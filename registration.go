@@ -86,9 +86,12 @@ func (r *registration) isNamed() bool {
 
 // findLeases returns the leases of ours that hold a key of ours. An account that may not read it has to try the latest.
 func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, error) {
-	key, whole := r.fullKey(), true
-	if r.suffixed && r.id == 0 {
-		key, whole = r.prefix+"/"+r.leases.family.digits(), false
+	var key string
+	whole := !r.suffixed || r.id != 0
+	if whole {
+		key = r.fullKey()
+	} else {
+		key = r.prefix + "/" + r.leases.family.digits()
 	}
 	found, _, err := r.store.Leases(ctx, key, whole)
 	if etcd.IsDenied(err) {

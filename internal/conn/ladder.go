@@ -59,7 +59,7 @@ func again[T any](ctx context.Context, c *links, l *link, patience time.Duration
 		r.end(answer, err)
 	}
 	done := l.attendant.attend(&pending{
-		cancel:   func() { cancel(nil) },
+		cancel:   func() { cancel(errLeft) },
 		patience: patience,
 		suspect: func() bool {
 			// With several members, one that is silent may hide behind the answers of the others.
@@ -77,8 +77,11 @@ func again[T any](ctx context.Context, c *links, l *link, patience time.Duration
 	return r.answer, r.err
 }
 
-// errOvertaken ends the tries of a request after the first one that has ended.
-var errOvertaken = errors.New("another try has ended")
+// Why a request ends before its context does.
+var (
+	errOvertaken = errors.New("another try of the request has ended")
+	errLeft      = errors.New("the link was given up")
+)
 
 // race is among the tries of one request: the first that ends wins, and ends the others.
 type race[T any] struct {

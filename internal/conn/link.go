@@ -95,15 +95,6 @@ func (l *link) await(ctx context.Context) error {
 	return err
 }
 
-// outlast returns ctx with its deadline, but not cancelled with it: only by a time later, or when the link is left.
-func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
-	deadline, _ := ctx.Deadline()
-	longer, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	stopLeft := context.AfterFunc(l.left, cancel)
-	stopLate := context.AfterFunc(ctx, func() { time.AfterFunc(by, cancel) })
-	return longer, func() { stopLeft(); stopLate(); cancel() }
-}
-
 // probe asks etcd one thing for each member at once, so that the balancer asks all of them that it is connected to, again
 // and again until all are answered. It returns false if ctx is done first.
 func (l *link) probe(ctx context.Context) bool {

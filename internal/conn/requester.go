@@ -8,7 +8,8 @@ import (
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/metadata"
 )
 
 // Bounds are those of one user's requests.
@@ -30,10 +31,13 @@ type requester struct {
 	misses atomic.Int32
 }
 
+// requireLeader makes a member that knows no leader refuse at once.
+var requireLeader = metadata.Pairs(rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+
 // call makes one request, within d where requests are bounded at all. It waits for a connection first, which may take
 // longer.
 func call[T any](ctx context.Context, c *requester, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	ctx = clientv3.WithRequireLeader(ctx)
+	ctx = metadata.NewOutgoingContext(ctx, requireLeader)
 	if c.bounds.Call == 0 {
 		answer, err = do(ctx, c.links, c.patienceOn, request)
 		return answer, etcd.Plain(err)
@@ -100,10 +104,16 @@ func (c *requester) patienceOn(l *link) time.Duration {
 
 // Ready waits until there is a connection that is not silent.
 func (c *requester) Ready(ctx context.Context) error {
-	if c.bounds.Call == 0 {
+	l := c.links.link()
+	isReady := l.ready.isReady() && !l.isClosedByCaller()
+	switch {
+	case isReady && (c.bounds.Call == 0 || l.pulse.Silence() == nil):
+		return ctx.Err()
+	case c.bounds.Call == 0:
 		return c.await(ctx)
+	default:
+		return c.longer(ctx, c.awaitSound)
 	}
-	return c.longer(ctx, c.awaitSound)
 }
 
 // Reconnected waits until the connection is another one than now. It returns false if ctx is done first.

@@ -21,7 +21,12 @@ import (
 func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
 	tries := grantTries{next: next}
 	lease, err = call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
-		return c.grant(ctx, l, ttl, &tries)
+		if !l.ready.isReady() {
+			return l.grant(ctx, ttl, &tries)
+		}
+		ctx, cancel := outlast(ctx, max(c.bounds.Call, askAgain))
+		defer cancel()
+		return l.grant(ctx, ttl, &tries)
 	})
 	if err != nil {
 		return nil, tries.end(clientv3.NoLease), err
@@ -29,38 +34,23 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 	return lease, tries.end(lease.ID), nil
 }
 
-// grant waits for the answer, also when ctx is done: what is granted after it was revoked would stay. It does not where
-// another try has ended.
-func (c *requester) grant(ctx context.Context, l *link, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
-	type outcome struct {
-		lease *etcd.Keepalive
-		err   error
-	}
-	done := make(chan outcome, 1)
-	l.calls.Go(func() {
-		lease, err := l.grant(ctx, max(c.bounds.Call, askAgain), ttl, tries)
-		done <- outcome{lease, err}
+// outlast returns a context for a request that is bounded, not cancelled (because: etcd might grant a lease after it was
+// revoked): where the user has cancelled ctx, it ends by a time later.
+func outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		switch cause := context.Cause(ctx); {
+		case errors.Is(cause, errOvertaken), errors.Is(cause, errLeft), errors.Is(ctx.Err(), context.DeadlineExceeded):
+			cancel()
+		default:
+			time.AfterFunc(by, cancel)
+		}
 	})
-	select {
-	case one := <-done:
-		return one.lease, one.err
-	case <-ctx.Done():
-	}
-	if errors.Is(context.Cause(ctx), errOvertaken) {
-		return nil, ctx.Err()
-	}
-	one := <-done
-	return one.lease, one.err
+	return longer, func() { stop(); cancel() }
 }
 
 // grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.
-func (l *link) grant(ctx context.Context, by, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
-	if l.ready.isReady() {
-		// Bounded, not cancelled: etcd might grant the lease after it was revoked.
-		var cancel context.CancelFunc
-		ctx, cancel = l.outlast(ctx, by)
-		defer cancel()
-	}
+func (l *link) grant(ctx context.Context, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
 	for {
 		id, err := tries.begin()
 		if err != nil {
