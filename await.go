@@ -69,11 +69,14 @@ func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {
 // awaitAnswer waits for the goroutine's answer. It comes in time for the caller's bound, but for a moment that a clean-up
 // may take after a cancelled one, and a grant that is under way.
 func (l *ledger) awaitAnswer(first *start) error {
-	ctx, cancel := graced(first.bound, cleanUpAtLeast+cleanUpAtLeast/2)
-	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	_ = l.awaitLocked(ctx, "keep alive", func() (bool, error) { return first.answered, nil })
+	isAnswered := func() (bool, error) { return first.answered, nil }
+	if l.awaitLocked(first.bound, "keep alive", isAnswered) != nil {
+		grace, cancel := context.WithTimeout(context.WithoutCancel(first.bound), cleanUpAtLeast+cleanUpAtLeast/2)
+		defer cancel()
+		_ = l.awaitLocked(grace, "keep alive", isAnswered)
+	}
 	switch {
 	case first.answered:
 		return first.err
@@ -82,13 +85,6 @@ func (l *ledger) awaitAnswer(first *start) error {
 	default:
 		return fmt.Errorf("%w; %w", l.unsettledLocked(first.bound, "keep alive", nil), l.withdrawErrorLocked(first.bound))
 	}
-}
-
-// graced is done a moment later than ctx.
-func graced(ctx context.Context, moment time.Duration) (context.Context, context.CancelFunc) {
-	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(moment, cancel) })
-	return later, func() { stop(); cancel() }
 }
 
 func (l *ledger) withdrawErrorLocked(ctx context.Context) error {

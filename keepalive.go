@@ -26,7 +26,7 @@ const (
 // keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
 type keeper struct {
 	*ledger
-	opts options
+	opts *options // nobody writes them
 	// connect gives it its etcd.
 	connect func(context.Context) (connected, error)
 }

@@ -405,7 +405,7 @@ func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
 	ctx, cancel := p.bound(context.Background())
 	defer cancel()
 	p.running, p.wish.takeover = true, true
-	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
+	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	r := k.newRegistration(f, new(registration))
 	require.NoError(f.t, k.begin(ctx, r))
 	return p, func() { k.finish(k.keep(r)) }

@@ -192,7 +192,7 @@ func (p *Publisher) start(first *start) error {
 		p.again.set()
 		return nil
 	}
-	k := &keeper{ledger: p.ledger, opts: p.opts, connect: p.connect}
+	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	go k.run(first)
 	return nil
 }

@@ -42,38 +42,14 @@ func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duratio
 
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
-func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	r := &race[T]{cancel: cancel}
-	began := time.Now()
-	pause := max(askAgain, l.pulse.Late())
-	try := func() {
-		began, connected := time.Now(), l.ready.isReady()
-		answer, err := request(ctx, l)
-		if err == nil && connected {
-			l.pulse.NoteRoundTrip(began, time.Now())
-		} else if err == nil {
-			l.pulse.NoteAnswer()
-		}
-		r.end(answer, err)
-	}
-	done := l.attendant.attend(&pending{
-		cancel:   func() { cancel(errLeft) },
-		patience: patience,
-		suspect: func() bool {
-			// With several members, one that is silent may hide behind the answers of the others.
-			return (l.pulse.IsSilentSince(began) || l.members() > 1) && c.suspect(l)
-		},
-		pause: pause,
-		repeat: func() {
-			if ctx.Err() == nil && l.ready.isReady() && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(began, pause) {
-				l.calls.Go(try)
-			}
-		},
-	})
-	defer done()
-	try()
+func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, make func(context.Context, *link) (T, error)) (T, error) {
+	r := &race[T]{links: c, link: l, make: make}
+	r.pending = pending{request: r, patience: patience, pause: max(askAgain, l.pulse.Late())}
+	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	defer r.cancel(nil)
+	l.attendant.attend(&r.pending)
+	defer l.attendant.dismiss(&r.pending)
+	r.try()
 	return r.answer, r.err
 }
 
@@ -85,15 +61,44 @@ var (
 
 // race is among the tries of one request: the first that ends wins, and ends the others.
 type race[T any] struct {
-	cancel context.CancelCauseFunc
+	pending pending
+	links   *links
+	link    *link
+	make    func(context.Context, *link) (T, error)
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+
 	once   sync.Once
 	answer T
 	err    error
 }
 
-func (r *race[T]) end(answer T, err error) {
+// try makes the request once.
+func (r *race[T]) try() {
+	began, connected := time.Now(), r.link.ready.isReady()
+	answer, err := r.make(r.ctx, r.link)
+	if err == nil && connected {
+		r.link.pulse.NoteRoundTrip(began, time.Now())
+	} else if err == nil {
+		r.link.pulse.NoteAnswer()
+	}
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
 		r.cancel(errOvertaken)
 	})
+}
+
+func (r *race[T]) giveUp() { r.cancel(errLeft) }
+
+func (r *race[T]) suspect() bool {
+	// With several members, one that is silent may hide behind the answers of the others.
+	return (r.link.pulse.IsSilentSince(r.pending.began) || r.link.members() > 1) && r.links.suspect(r.link)
+}
+
+func (r *race[T]) repeat() {
+	l := r.link
+	isDone := r.ctx.Err() != nil || !l.ready.isReady()
+	if !isDone && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(r.pending.began, r.pending.pause) {
+		l.calls.Go(r.try)
+	}
 }

@@ -5,21 +5,25 @@ import (
 	"time"
 )
 
-// pending is a request that has no answer yet. One timer a link looks after all of them: most are answered long before
-// there is anything to do.
+// request is one that has no answer yet.
+type request interface {
+	// giveUp ends the request, when the link is left.
+	giveUp()
+	// suspect puts the link in doubt. It returns true if that is to be done half as often from then on.
+	suspect() bool
+	// repeat makes the request again.
+	repeat()
+}
+
+// pending is when there is something to do for a request. One timer a link looks after all of them: most are answered long
+// before.
 type pending struct {
-	// cancel ends the request, when the link is left.
-	cancel func()
-	// suspect puts the link in doubt, each time that patience has passed. It returns true if that is to be done half as often
-	// from then on.
-	suspect  func() bool
-	patience time.Duration
-	doubt    time.Time // when patience has passed next
-	// repeat makes the request again, when pause has passed, twice that, four times that and so on.
-	repeat func()
-	pause  time.Duration
-	began  time.Time
-	again  time.Time // when to repeat it next
+	request
+	began    time.Time
+	patience time.Duration // after which to suspect the link, again and again
+	doubt    time.Time     // when to do so next
+	pause    time.Duration // after which to repeat the request; after twice that again, after four times that and so on
+	again    time.Time     // when to do so next
 }
 
 // attendant looks after the requests that are pending on a link.
@@ -31,26 +35,27 @@ type attendant struct {
 	due   time.Time   // when it is
 }
 
-// attend looks after a request, until done is called.
-func (a *attendant) attend(one *pending) (done func()) {
+// attend looks after a request, until it is dismissed.
+func (a *attendant) attend(one *pending) {
 	now := time.Now()
 	one.began, one.doubt, one.again = now, now.Add(one.patience), now.Add(one.pause)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.left {
-		one.cancel()
-		return func() {}
+		one.giveUp()
+		return
 	}
 	if a.these == nil {
 		a.these = map[*pending]struct{}{}
 	}
 	a.these[one] = struct{}{}
 	a.setLocked(now, one.due())
-	return func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		delete(a.these, one)
-	}
+}
+
+func (a *attendant) dismiss(one *pending) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.these, one)
 }
 
 // due returns when there is something to do next.
@@ -110,7 +115,7 @@ func (a *attendant) cancelAll() {
 	defer a.mu.Unlock()
 	a.left = true
 	for one := range a.these {
-		one.cancel()
+		one.giveUp()
 	}
 	if a.timer != nil {
 		a.timer.Stop()

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -178,6 +179,7 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 		case <-s.ctx.Done():
 			return
 		}
+		backoff.Pause(s.ctx, gather)
 		for _, request := range s.takeUnsent() {
 			if err := stream.Send(request); err != nil {
 				return // the receiving side hears why
