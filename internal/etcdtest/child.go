@@ -7,59 +7,23 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 )
 
-const childEnv = "ETCDTEST_CHILD" // a job in JSON makes this binary a child
-
-// A job is what a child is for: one of these.
+const childEnv = "ETCDTEST_CHILD" // A job is what a child is for, and with which configuration.
 type job struct {
-	Member *config
-	Proxy  *proxyConfig
+	Kind   string
+	Config json.RawMessage
 }
 
-// Main is TestMain for packages that use StartProcess or StartProxy: it returns m.Run's exit code, or never, in a child.
-func Main(m *testing.M) int {
-	RunIfChild()
-	return m.Run()
-}
-
-// RunIfChild makes this process an etcd or a proxy, and never returns, if StartProcess or StartProxy of another one has
-// started it. Call it first in TestMain, or in main.
-func RunIfChild() {
-	if spec := os.Getenv(childEnv); spec != "" {
-		if err := serve(spec); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-}
-
-// serve is the life of a child: until its parent is gone, which closes stdin, or asks it to go.
-func serve(spec string) error {
-	go func() {
-		io.Copy(io.Discard, os.Stdin)
-		os.Exit(0) // orphaned
-	}()
-	told := make(chan os.Signal, 1)
-	signal.Notify(told, syscall.SIGTERM, syscall.SIGINT)
-
-	var j job
-	if err := json.Unmarshal([]byte(spec), &j); err != nil {
-		return err
-	}
-	news := os.NewFile(3, "news")
-	if j.Proxy != nil {
-		return serveProxy(*j.Proxy, told, news)
-	}
-	return serveMember(*j.Member, told, news)
-}
+// The kinds of a job.
+const (
+	memberJob = "member"
+	proxyJob  = "proxy"
+)
 
 // child is a server in a child process.
 type child struct {
@@ -73,14 +37,18 @@ type child struct {
 	leash io.WriteCloser
 }
 
-func (c *child) open(cfg config) error { return c.start(job{Member: &cfg}) }
+func (c *child) open(cfg config) error { return c.start(memberJob, cfg) }
 
-func (c *child) start(j job) error {
+func (c *child) start(kind string, config any) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	spec, err := json.Marshal(j)
+	told, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	spec, err := json.Marshal(job{kind, told})
 	if err != nil {
 		return err
 	}

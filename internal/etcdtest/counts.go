@@ -145,3 +145,6 @@ func (c *counter) now() counts {
 func (c *counter) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 	json.NewEncoder(w).Encode(c.now())
 }
+
+// countsPath is where a child tells its counts.
+const countsPath = "/etcdtest/counts"

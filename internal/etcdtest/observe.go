@@ -3,8 +3,10 @@ package etcdtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -321,4 +323,15 @@ func (o *Observer) read(t testing.TB, key string, opts ...clientv3.OpOption) *cl
 	}
 	t.Fatalf("etcdtest: read %q: %v", key, err)
 	return nil
+}
+
+// Timeline is what happened to every key, a line each, for people.
+func (o *Observer) Timeline() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var b strings.Builder
+	for _, c := range o.changes {
+		fmt.Fprintln(&b, c)
+	}
+	return b.String()
 }

@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"testing"
+	"time"
 )
 
 // reservePort returns a TCP port of 127.0.0.1 that is this test's until its end, also while nothing listens on it.
@@ -31,4 +33,14 @@ func reservePort(t testing.TB) int {
 	}
 	t.Fatal("etcdtest: no free port")
 	return 0
+}
+
+// responds reports whether a server answers HTTP at the address, whatever it says.
+func responds(addr string) bool {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
+	resp, err := client.Get("http://" + addr + countsPath)
+	if err == nil {
+		resp.Body.Close()
+	}
+	return err == nil
 }

@@ -8,9 +8,6 @@ import (
 	"testing"
 )
 
-// countsPath is where a child tells its counts.
-const countsPath = "/etcdtest/counts"
-
 // A Process is a member in a child process: this binary, run once more. The package's TestMain must call Main or
 // RunIfChild. The child never outlives this process.
 type Process struct {

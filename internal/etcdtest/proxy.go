@@ -2,7 +2,6 @@ package etcdtest
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"runtime"
 	"slices"
@@ -54,7 +53,7 @@ func (p *Proxy) Start() {
 	if p.running {
 		return
 	}
-	err := p.child.start(job{Proxy: &p.cfg})
+	err := p.child.start(proxyJob, p.cfg)
 	if err == nil {
 		p.running = true
 		err = p.child.ready()
@@ -101,14 +100,4 @@ func serveProxy(c proxyConfig, told <-chan os.Signal, news *os.File) error {
 	news.Close()
 	<-told
 	return nil
-}
-
-// responds reports whether a server answers HTTP at the address, whatever it says.
-func responds(addr string) bool {
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-	resp, err := client.Get("http://" + addr + countsPath)
-	if err == nil {
-		resp.Body.Close()
-	}
-	return err == nil
 }
