@@ -1,0 +1,179 @@
+package stream
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcd"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const stall = 1500 * time.Millisecond
+		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(stall) }}
+		r := newRenewals(t, server, 0)
+		leases := grant(10)
+		for range 3 {
+			server.forget()
+			began := time.Now()
+			r.Ask(leases)
+			r.awaitIdle(t, 4*stall) // one after the other they take ten
+			requireRenewed(t, began, leases...)
+		}
+		_, _, most := server.streams()
+		require.Greater(t, most, 1)
+		require.LessOrEqual(t, most, mostStreams)
+	})
+}
+
+func TestRenewalsOfAQuickEtcdShareAStream(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(time.Millisecond) }}
+		r := newRenewals(t, server, 0)
+		leases := grant(20)
+		for range 3 {
+			for i := range leases {
+				r.Ask(leases[i : i+1])
+			}
+			r.awaitIdle(t, 50*time.Millisecond)
+		}
+		opened, _, _ := server.streams()
+		require.Equal(t, 1, opened)
+	})
+}
+
+func TestTheStreamsOfASlowEtcdEndWhenItIsQuickAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		stall := time.Second
+		server := &leaseServer{serve: func(s *leaseStream) error {
+			for {
+				id, err := s.next()
+				if err != nil {
+					return err
+				}
+				time.Sleep(stall)
+				if err := s.renew(id, testSeconds); err != nil {
+					return err
+				}
+			}
+		}}
+		r := newRenewals(t, server, 0)
+		leases := grant(8)
+		r.Ask(leases)
+		r.awaitIdle(t, 3*time.Second)
+		synctest.Wait()
+		_, _, most := server.streams()
+		require.Equal(t, mostStreams, most)
+		stall = time.Millisecond
+		for range 8 {
+			r.Ask(leases)
+			r.awaitIdle(t, time.Second)
+		}
+		synctest.Wait()
+		_, open, _ := server.streams()
+		require.Equal(t, 1, open)
+	})
+}
+
+func TestStreamsThatEndUnheardArePacedForAllWhoAsk(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(*leaseStream) error { return rpctypes.ErrGRPCNoLeader }}
+		r := newRenewals(t, server, 0)
+		r.pulse.Expect(time.Second) // so that each request takes a stream of its own
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		failed := make(chan error, 20)
+		for _, lease := range grant(cap(failed)) {
+			go func() { failed <- r.Renew(ctx, lease) }()
+		}
+		for range cap(failed) {
+			err := <-failed
+			require.ErrorIs(t, err, etcd.ErrStreamEnded)
+			require.ErrorIs(t, err, rpctypes.ErrNoLeader)
+		}
+		opened, _, _ := server.streams()
+		require.LessOrEqual(t, opened, 8*12, "eight streams, a dozen times at most in three seconds")
+	})
+}
+
+func TestAStreamThatWasHeardIsReplacedAtOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error {
+			id, err := s.next()
+			if err != nil {
+				return err
+			}
+			if err := s.renew(id, testSeconds); err != nil {
+				return err
+			}
+			if _, err := s.next(); err != nil {
+				return err
+			}
+			return rpctypes.ErrGRPCNoLeader
+		}}
+		r := newRenewals(t, server, 0)
+		began := time.Now()
+		leases := grant(20)
+		r.Ask(leases)
+		r.awaitIdle(t, 10*time.Millisecond)
+		requireRenewed(t, began, leases...)
+	})
+}
+
+func TestALongWayTakesAFewRoundTripsForAllLeases(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const way = 300 * time.Millisecond
+		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(0) }}
+		r := newRenewals(t, server, way)
+		leases := grant(200)
+		r.Ask(leases)
+		r.awaitIdle(t, 3*2*way) // the first of them connects
+		for range 3 {
+			began := time.Now()
+			r.Ask(leases)
+			r.awaitIdle(t, 2*2*way)
+			requireRenewed(t, began, leases...)
+		}
+		require.Len(t, server.requests(), 4*len(leases))
+	})
+}
+
+func TestLargeNumbersGoOutInChunks(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		const all = 2000
+		held, release := make(chan int64, all), make(chan struct{})
+		server := &leaseServer{serve: func(s *leaseStream) error {
+			go func() {
+				for range release {
+					for len(held) > 0 {
+						_ = s.renew(<-held, testSeconds)
+					}
+				}
+			}()
+			for {
+				id, err := s.next()
+				if err != nil {
+					return err
+				}
+				held <- id
+			}
+		}}
+		r := newRenewals(t, server, 0)
+		r.Ask(grant(all))
+		var chunks []int
+		for !r.Idle() {
+			synctest.Wait() // all has arrived that comes without an answer
+			chunks = append(chunks, len(held))
+			release <- struct{}{}
+			synctest.Wait()
+		}
+		close(release)
+		require.Equal(t, []int{1, chunk, chunk, chunk, all - 1 - 3*chunk}, chunks)
+		opened, _, _ := server.streams()
+		require.Equal(t, 1, opened)
+	})
+}
