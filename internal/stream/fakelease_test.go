@@ -99,6 +99,16 @@ func (s *leaseStream) renewAll(stall time.Duration) error {
 	}
 }
 
+// await waits until a channel is closed, and returns false if the stream ends first.
+func (s *leaseStream) await(closed <-chan struct{}) bool {
+	select {
+	case <-closed:
+		return true
+	case <-s.Context().Done():
+		return false
+	}
+}
+
 // hang answers nothing any more.
 func (s *leaseStream) hang() error {
 	for {
@@ -141,7 +151,7 @@ func (e *leaseServer) requests(ids ...int64) (these []request) {
 // requireOnceEach requires that each lease was asked for once, and no other.
 func (e *leaseServer) requireOnceEach(t *testing.T, leases []*etcd.Keepalive) {
 	t.Helper()
-	require.Len(t, e.requests(), len(leases))
+	require.Equal(t, len(leases), len(e.requests()), "requests") //nolint:testifylint // Len would print them all
 	for _, lease := range leases {
 		require.Lenf(t, e.requests(int64(lease.ID)), 1, "requests for lease %d", lease.ID)
 	}

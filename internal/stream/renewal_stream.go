@@ -47,6 +47,7 @@ type renewalStream struct {
 	unsent   []*renewal
 	sent     []*renewal // oldest first; some may have been answered
 	load     int        // how many have no answer
+	turn     time.Time  // when the oldest of sent became that by an answer to the one before it
 	answered bool       // whether etcd has answered anything
 }
 
@@ -76,6 +77,14 @@ func (s *renewalStream) drop(one *renewal) {
 	s.load--
 }
 
+// answer notes the answer to a request.
+func (s *renewalStream) answer(one *renewal, now time.Time) {
+	if s.oldest() == one {
+		s.turn = now
+	}
+	s.drop(one)
+}
+
 // oldest returns the request that waits longest for an answer, nil where none does.
 func (s *renewalStream) oldest() *renewal {
 	for len(s.sent) > 0 && s.sent[0].stream != s {
@@ -85,6 +94,15 @@ func (s *renewalStream) oldest() *renewal {
 		return nil
 	}
 	return s.sent[0]
+}
+
+// waitsSince returns since when the oldest request waits for nothing but its own answer: etcd answers a stream's requests
+// in order.
+func (s *renewalStream) waitsSince(oldest *renewal) time.Time {
+	if s.turn.After(oldest.sent) {
+		return s.turn
+	}
+	return oldest.sent
 }
 
 // takeAll returns all requests without an answer, oldest first, as they were before they were handed to the stream.

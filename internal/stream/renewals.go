@@ -210,7 +210,9 @@ func (r *Renewals) sentLocked() {
 }
 
 // lookAfter spreads what waits behind a request that has no answer for long, and makes that request again over another
-// stream, while etcd answers others (because: a request that died with the leader is answered after 7 s).
+// stream, while etcd answers others (because: a request that died with the leader is answered after 7 s). One that waits
+// for its turn is not made again (because: a hundred leases of an etcd that took 0.7 s for each were asked for so often
+// that they ended), nor is one of an etcd that has stopped to answer.
 func (r *Renewals) lookAfter() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -222,11 +224,12 @@ func (r *Renewals) lookAfter() {
 			continue
 		}
 		r.sentLocked()
-		took := now.Sub(one.sent)
-		if took >= busyAfter {
+		if now.Sub(one.sent) >= busyAfter {
 			r.spreadLocked()
 		}
-		if took >= again<<min(one.repeat, maxRepeats) && !r.pulse.IsSilentSince(one.sent) && s.ctx.Err() == nil {
+		since := s.waitsSince(one)
+		isDue := now.Sub(since) >= again<<min(one.repeat, maxRepeats)
+		if isDue && !r.pulse.IsSilentSince(since.Add(busyAfter)) && s.ctx.Err() == nil {
 			one.repeat++
 			s.cancel(errStuck)
 		}
@@ -246,7 +249,7 @@ func (r *Renewals) hear(s *renewalStream, answer *pb.LeaseKeepAliveResponse) {
 		return
 	}
 	r.pulse.NoteRoundTrip(one.sent, now)
-	s.drop(one)
+	s.answer(one, now)
 	if ttl := answer.GetTTL(); ttl > 0 {
 		one.lease.Renewed(one.sent, now, time.Duration(ttl)*time.Second)
 		r.settleLocked(one, nil)

@@ -23,10 +23,22 @@ func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
 			r.Ask(leases)
 			r.awaitIdle(t, 4*stall) // one after the other they take ten
 			requireRenewed(t, began, leases...)
+			server.requireOnceEach(t, leases)
 		}
 		_, _, most := server.streams()
 		require.Greater(t, most, 1)
 		require.LessOrEqual(t, most, mostStreams)
+	})
+}
+
+func TestManyRenewalsThatWaitForTheirTurnAreMadeOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(700 * time.Millisecond) }}
+		r := newRenewals(t, server, 0)
+		leases := grant(100)
+		r.Ask(leases)
+		r.awaitIdle(t, 10*time.Second)
+		server.requireOnceEach(t, leases)
 	})
 }
 
