@@ -300,3 +300,33 @@ func TestRenewTellsWhyItsStreamEnded(t *testing.T) {
 		require.False(t, r.Idle())
 	})
 }
+
+func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error {
+			for {
+				id, err := s.next()
+				if err != nil {
+					return err
+				}
+				if id == 2 {
+					return s.hang()
+				}
+				time.Sleep(150 * time.Millisecond) // the others get streams of their own
+				if err := s.renew(id, testSeconds); err != nil {
+					return err
+				}
+			}
+		}}
+		r := newRenewals(t, server, 0)
+		leases := grant(4)
+		r.Ask(leases)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+		defer cancel()
+		require.Equal(t, context.DeadlineExceeded, r.Renew(ctx, leases[1]))
+		synctest.Wait()
+		opened, open, _ := server.streams()
+		require.Less(t, open, opened, "those that had nothing to do were ended")
+	})
+}

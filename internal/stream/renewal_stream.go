@@ -12,8 +12,12 @@ import (
 	"google.golang.org/grpc"
 )
 
-// errStuck ends a stream on which a request has no answer for too long.
-var errStuck = errors.New("a renewal had no answer")
+var (
+	// errStuck ends a stream on which a request has no answer for too long.
+	errStuck = errors.New("a renewal had no answer")
+	// errUnneeded ends a stream that has nothing to do any more.
+	errUnneeded = errors.New("the stream is not needed")
+)
 
 // renewal is a request to renew one lease, until it is answered or forgotten.
 type renewal struct {
@@ -122,8 +126,8 @@ func (s *renewalStream) takeAll() (left []*renewal) {
 func (s *renewalStream) run(delay time.Duration) {
 	backoff.Pause(s.ctx, delay)
 	err := s.converse()
-	if errors.Is(context.Cause(s.ctx), errStuck) {
-		err = errStuck
+	if cause := context.Cause(s.ctx); errors.Is(cause, errStuck) || errors.Is(cause, errUnneeded) {
+		err = cause
 	}
 	s.of.end(s, etcd.Plain(err))
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -106,7 +107,7 @@ func (r *Renewals) Forget(lease *etcd.Keepalive) {
 	}
 	s.drop(one)
 	if s.alone {
-		s.cancel(nil)
+		s.cancel(errUnneeded)
 	}
 	r.goOnLocked(s)
 }
@@ -182,7 +183,7 @@ func (r *Renewals) endIdleLocked() {
 	for _, s := range slices.Clone(r.streams) {
 		if len(r.streams) > 1 && !s.isBusy() {
 			r.removeLocked(s)
-			s.cancel(nil)
+			s.cancel(errUnneeded)
 		}
 	}
 }
@@ -279,7 +280,7 @@ func (r *Renewals) end(s *renewalStream, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.removeLocked(s)
-	if r.ctx.Err() != nil {
+	if r.ctx.Err() != nil || errors.Is(err, errUnneeded) {
 		return
 	}
 	denied := etcd.IsDenied(err)
