@@ -173,11 +173,15 @@ type renewals struct {
 
 func newRenewals(t *testing.T, server *leaseServer, latency time.Duration) *renewals {
 	t.Helper()
-	cc := grpctest.Serve(t, latency, func(s *grpc.Server) { pb.RegisterLeaseServer(s, server) })
-	return connected(t, cc)
+	return connected(t, serveLeases(t, server, latency))
 }
 
-func connected(t *testing.T, cc *grpc.ClientConn) *renewals {
+func serveLeases(t *testing.T, server *leaseServer, latency time.Duration) *grpc.ClientConn {
+	t.Helper()
+	return grpctest.Serve(t, latency, func(s *grpc.Server) { pb.RegisterLeaseServer(s, server) })
+}
+
+func connected(t *testing.T, cc grpc.ClientConnInterface) *renewals {
 	t.Helper()
 	ctx, leave := context.WithCancel(context.Background())
 	r := &renewals{pulse: &Pulse{}, leave: leave}

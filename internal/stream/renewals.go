@@ -57,13 +57,21 @@ func (r *Renewals) lock()   { r.mu.Lock() }
 func (r *Renewals) unlock() { r.mu.Unlock() }
 
 // Wait waits until all goroutines have ended. ctx must be done.
-func (r *Renewals) Wait() { r.running.Wait() }
+func (r *Renewals) Wait() {
+	r.mu.Lock()
+	r.queue = nil // from now on, nothing begins
+	r.mu.Unlock()
+	r.running.Wait()
+}
 
 // Ask asks for a renewal of each lease for which none is under way. It does not wait for the answers, which the leases
 // note.
 func (r *Renewals) Ask(leases []*etcd.Keepalive) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.ctx.Err() != nil {
+		return
+	}
 	for _, lease := range leases {
 		r.askLocked(lease)
 	}
@@ -74,6 +82,10 @@ func (r *Renewals) Ask(leases []*etcd.Keepalive) {
 func (r *Renewals) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 	done := make(chan error, 1)
 	r.mu.Lock()
+	if err := r.ctx.Err(); err != nil {
+		r.mu.Unlock()
+		return err
+	}
 	one := r.askLocked(lease)
 	one.done = append(one.done, done)
 	before := r.ended

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
 )
 
 func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
@@ -187,5 +189,33 @@ func TestLargeNumbersGoOutInChunks(t *testing.T) {
 		require.Equal(t, []int{1, chunk, chunk, chunk, all - 1 - 3*chunk}, chunks)
 		opened, _, _ := server.streams()
 		require.Equal(t, 1, opened)
+	})
+}
+
+// countedConn counts the streams that are asked for.
+type countedConn struct {
+	grpc.ClientConnInterface
+	opened atomic.Int32
+}
+
+func (c *countedConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	c.opened.Add(1)
+	return c.ClientConnInterface.NewStream(ctx, desc, method, opts...)
+}
+
+func TestALinkThatIsLeftOpensNoStream(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(0) }}
+		cc := &countedConn{ClientConnInterface: serveLeases(t, server, 0)}
+		r := connected(t, cc)
+		leases := grant(3)
+		r.Ask(leases[:1])
+		synctest.Wait()
+		r.leave()
+		r.Wait()
+		r.Ask(leases)
+		require.Equal(t, context.Canceled, r.Renew(t.Context(), leases[1]))
+		synctest.Wait()
+		require.EqualValues(t, 1, cc.opened.Load())
 	})
 }
