@@ -71,7 +71,8 @@ type watch struct {
 	closed   bool
 }
 
-// firstID is the ID that the first watch of a stream asks for. etcd gives it; its grpc-proxy counts from zero on instead.
+// firstID is the ID that the first watch of a stream asks for, and the next ones follow. etcd gives it; its grpc-proxy counts
+// from zero on instead.
 const firstID = int64(1) << 32
 
 // watchStream is one stream, from its opening to its end.
@@ -214,8 +215,7 @@ func (s *watchStream) hear(response *pb.WatchResponse) {
 	}
 }
 
-// createdLocked takes the answer to a request: the one with its ID, or else, where a proxy gives IDs of its own, the
-// oldest one, until an event tells which key the ID stands for.
+// createdLocked takes the answer to a request.
 func (s *watchStream) createdLocked(response *pb.WatchResponse) {
 	w := s.takeAskedLocked(response.GetWatchId())
 	switch {
@@ -230,19 +230,14 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) {
 	}
 }
 
+// takeAskedLocked returns the watch that an answer with this ID is for: the one with it, or, where a proxy gives IDs of its
+// own, the one that was asked for at that place (because: it counts the requests in their order, but answers in any), or
+// else the oldest one, until an event tells which key the ID stands for.
 func (s *watchStream) takeAskedLocked(id int64) *watch {
-	at := 0
-	for i, w := range s.asked {
-		if w.id == id {
-			at = i
-		}
-		if w.id == id || id < firstID {
-			break
-		}
-	}
 	if len(s.asked) == 0 {
 		return nil
 	}
+	at := max(0, slices.IndexFunc(s.asked, func(w *watch) bool { return w.id == id || w.id == firstID+id }))
 	w := s.asked[at]
 	s.asked = slices.Delete(s.asked, at, at+1)
 	return w

@@ -140,6 +140,38 @@ func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
 	})
 }
 
+func TestAWatchThatIsClosedTakesNoOtherAlongWhereTheyAreCreatedInAnotherOrder(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		ws := newWatches(t, &watchServer{serve: proxied([]int64{2, 0, 1}, func(s *watched) error {
+			r, err := s.Recv()
+			if err != nil {
+				return err
+			}
+			ids := []string{"a", "b", "c"}
+			for id, key := range ids {
+				if int64(id) == r.GetCancelRequest().GetWatchId() {
+					err = s.send(&pb.WatchResponse{WatchId: int64(id), Canceled: true})
+				} else {
+					err = s.put(int64(id), key, "still")
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		})}, 0)
+		a, cancelA := ws.listen("a")
+		b, _ := ws.listen("b")
+		c, _ := ws.listen("c")
+		synctest.Wait()
+		cancelA()
+		synctest.Wait()
+		a.requireTold(t)
+		b.requireTold(t, "still")
+		c.requireTold(t, "still")
+	})
+}
+
 func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer func(s *watched, id int64) error
