@@ -37,8 +37,8 @@ type trial struct {
 	dial    func(brisk bool) (candidate, error)
 }
 
-// run asks all, and returns the first that answers, with some preference for the suspect, and nil if ctx is done first. It
-// has given up the others.
+// run asks all, and returns the first that answers, with some preference for the suspect and then for the patient spare. It
+// returns nil if ctx is done first, or where no spare can be made. It has given up the others.
 func (t *trial) run(ctx context.Context) candidate {
 	began := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
@@ -58,10 +58,11 @@ func (t *trial) run(ctx context.Context) candidate {
 			find()
 		}
 	})
-	if isDone(ctx, well, min(max(t.suspect.late(), spareAfterLeast), spareAfterMost)) {
-		return t.suspect
-	}
-	for again := backoff.New(); ctx.Err() == nil; again.Wait(ctx) {
+	wait := min(max(t.suspect.late(), spareAfterLeast), spareAfterMost)
+	for again := backoff.New(); !isDone(ctx, well, wait); wait = again.Take() {
+		if ctx.Err() != nil {
+			return nil
+		}
 		patient, err := t.dial(false)
 		if err != nil {
 			return nil // bad files or tuning; the link in doubt may still recover
@@ -71,11 +72,11 @@ func (t *trial) run(ctx context.Context) candidate {
 			patient.close()
 			return nil
 		}
-		if winner := t.round(ctx, well, began, []candidate{patient, brisk}); winner != nil {
+		if winner := t.round(ctx, well, began, patient, brisk); winner != nil {
 			return winner
 		}
 	}
-	return nil
+	return t.suspect
 }
 
 // sound is a spare that was answered, and how long that took.
@@ -86,7 +87,8 @@ type sound struct {
 
 // round asks the spares until one of them or the suspect is found well, and returns nil where a spare has stalled as well.
 // It closes the spares that have not won.
-func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time, spares []candidate) (winner candidate) {
+func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time, patient, brisk candidate) (winner candidate) {
+	spares := []candidate{patient, brisk}
 	asked, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
 	answered := make(chan sound, len(spares))
@@ -103,8 +105,17 @@ func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time
 	select {
 	case <-well:
 		winner = t.suspect
-	case one := <-answered:
-		winner = t.decide(ctx, well, began, one)
+	case first := <-answered:
+		isWell := isDone(ctx, well, t.headStartOver(began, first.took))
+		switch {
+		case isWell:
+			winner = t.suspect
+		case ctx.Err() != nil:
+		case len(answered) > 0: // both are well
+			winner = patient
+		default:
+			winner = first.spare
+		}
 	case <-stalled:
 	case <-ctx.Done():
 	}
@@ -118,19 +129,17 @@ func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time
 	return winner
 }
 
-// decide gives the suspect a head start over a spare that was answered.
-func (t *trial) decide(ctx context.Context, well <-chan struct{}, began time.Time, one sound) candidate {
-	start := min(headStart, one.took)
+// headStartOver returns how much longer than a spare, which took so long, the suspect may take. The patient spare has as long
+// where the brisk one came first.
+func (t *trial) headStartOver(began time.Time, took time.Duration) time.Duration {
 	switch standing := t.suspect.standing(began); {
 	case standing.loggingIn:
-		start = max(headStart, loginHeadStart*one.took)
+		return max(headStart, loginHeadStart*took)
 	case standing.answers:
-		start = headStart
+		return headStart
+	default:
+		return min(headStart, took)
 	}
-	if isDone(ctx, well, start) {
-		return t.suspect
-	}
-	return one.spare
 }
 
 // isDone waits until done is closed, and returns false if that takes longer than d, or if ctx is done first.
