@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// request is one that has no answer yet.
+// request is one that has no answer yet. Its methods must not wait for anything.
 type request interface {
 	// giveUp ends the request, when the link is left.
 	giveUp()
@@ -26,7 +26,7 @@ type pending struct {
 	again    time.Time     // when to do so next
 }
 
-// attendant looks after the requests that are pending on a link.
+// attendant looks after the requests that are pending on a link. The zero attendant is ready to use.
 type attendant struct {
 	mu    sync.Mutex
 	left  bool
@@ -35,7 +35,7 @@ type attendant struct {
 	due   time.Time   // when it is
 }
 
-// attend looks after a request, until it is dismissed.
+// attend looks after a request, until dismiss has returned.
 func (a *attendant) attend(one *pending) {
 	now := time.Now()
 	one.began, one.doubt, one.again = now, now.Add(one.patience), now.Add(one.pause)
@@ -78,34 +78,28 @@ func (a *attendant) setLocked(now, due time.Time) {
 	a.timer = time.AfterFunc(max(due.Sub(now), lookAfterLeast), a.look)
 }
 
-// look does what is due.
+// look does what is due. Nothing of that waits for anything, so that the lock is held: once dismiss has returned, it
+// is over.
 func (a *attendant) look() {
-	now := time.Now()
-	var doubted, repeated []*pending
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.timer = nil
+	if a.left {
+		return
+	}
+	now := time.Now()
 	for one := range a.these {
-		if !now.Before(one.doubt) {
-			one.doubt = now.Add(one.patience)
-			doubted = append(doubted, one)
-		}
 		if !now.Before(one.again) {
 			one.again = now.Add(now.Sub(one.began))
-			repeated = append(repeated, one)
+			one.repeat()
+		}
+		if !now.Before(one.doubt) {
+			one.doubt = now.Add(one.patience)
+			if one.suspect() {
+				one.patience *= 2
+			}
 		}
 		a.setLocked(now, one.due())
-	}
-	a.mu.Unlock()
-	for _, one := range repeated {
-		one.repeat()
-	}
-	for _, one := range doubted {
-		if !one.suspect() {
-			continue
-		}
-		a.mu.Lock()
-		one.patience *= 2
-		a.mu.Unlock()
 	}
 }
 
