@@ -128,10 +128,13 @@ func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// lookBack asks for etcd's revision, with a transaction of nothing, for which no permission is needed.
+// lookBack asks for etcd's revision, with a transaction of nothing, for which no permission is needed. It is one within
+// another, which etcd takes for a write (because: any member answers an empty one by itself, and one that lags said that etcd
+// went back).
 func (c *requester) lookBack(ctx context.Context) error {
+	nothing := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{}}}
 	_, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
-		return l.kv.Txn(ctx, &pb.TxnRequest{}, grpc.WaitForReady(true))
+		return l.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{nothing}}, grpc.WaitForReady(true))
 	})
 	return err
 }

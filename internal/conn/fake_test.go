@@ -1,0 +1,354 @@
+package conn
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/discov-go/discov/internal/etcd"
+	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// fakeEtcd is the members of an etcd in virtual time, reached through pipes in memory. They answer everything at once, but
+// what the test decides otherwise.
+type fakeEtcd struct {
+	pb.UnimplementedKVServer
+	pb.UnimplementedLeaseServer
+	pb.UnimplementedWatchServer
+
+	began     time.Time
+	listeners map[string]*bufconn.Listener
+
+	// before is asked about each request, and may keep it waiting or refuse it; a watch that it refuses is cancelled.
+	before func(ctx context.Context, request any) error
+	// silent decides which renewals have no answer.
+	silent func(*pb.LeaseKeepAliveRequest) bool
+
+	mu       sync.Mutex
+	rev      int64
+	behind   int64 // by how much its streams lag
+	keys     map[string]*mvccpb.KeyValue
+	requests []request
+	dials    []time.Duration
+	conns    []*deafConn
+}
+
+// testTTL is that of a fake lease.
+const testTTL = 9 * time.Second
+
+// request is one that a fakeEtcd has had, and when.
+type request struct {
+	at   time.Duration
+	what any
+}
+
+// inBubble runs a test against one fake member in virtual time.
+func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeEtcd{
+			began:     time.Now(),
+			listeners: map[string]*bufconn.Listener{},
+			before:    func(context.Context, any) error { return nil },
+			silent:    func(*pb.LeaseKeepAliveRequest) bool { return false },
+			rev:       1,
+			keys:      map[string]*mvccpb.KeyValue{},
+		}
+		f.serve(t, "one:2379")
+		test(t, f)
+	})
+}
+
+// serve makes the etcd answer at an address.
+func (f *fakeEtcd) serve(t *testing.T, addr string) {
+	l := bufconn.Listen(1 << 16)
+	f.listeners[addr] = l
+	s := grpc.NewServer()
+	pb.RegisterKVServer(s, f)
+	pb.RegisterLeaseServer(s, f)
+	pb.RegisterWatchServer(s, f)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Serve(l)
+	}()
+	t.Cleanup(func() {
+		s.Stop()
+		<-done
+	})
+}
+
+// target is a Target with all members.
+func (f *fakeEtcd) target() Target {
+	to := Target{Tuning: &Tuning{Apply: func(config *clientv3.Config) error {
+		config.DialOptions = append(config.DialOptions, grpc.WithContextDialer(f.dial))
+		return nil
+	}}}
+	var addrs []string
+	for addr := range f.listeners {
+		addrs = append(addrs, addr)
+	}
+	return to.To(addrs)
+}
+
+func (f *fakeEtcd) dial(ctx context.Context, addr string) (net.Conn, error) {
+	f.mu.Lock()
+	f.dials = append(f.dials, time.Since(f.began))
+	f.mu.Unlock()
+	conn, err := f.listeners[addr].DialContext(ctx)
+	if err != nil {
+		return nil, err
+	}
+	d := &deafConn{Conn: conn, heard: make(chan struct{})}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conns = append(f.conns, d)
+	return d, nil
+}
+
+// deafConn is a connection that may become deaf: it takes bytes, and answers none.
+type deafConn struct {
+	net.Conn
+	mu    sync.Mutex
+	deaf  bool
+	once  sync.Once
+	heard chan struct{} // closed when it is closed
+}
+
+func (d *deafConn) isDeaf() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.deaf
+}
+
+func (d *deafConn) Write(b []byte) (int, error) {
+	if d.isDeaf() {
+		return len(b), nil
+	}
+	return d.Conn.Write(b)
+}
+
+func (d *deafConn) Read(b []byte) (int, error) {
+	n, err := d.Conn.Read(b)
+	if d.isDeaf() {
+		<-d.heard
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func (d *deafConn) Close() error {
+	d.once.Do(func() { close(d.heard) })
+	return d.Conn.Close()
+}
+
+// deafen makes all connections of now deaf.
+func (f *fakeEtcd) deafen() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, d := range f.conns {
+		d.mu.Lock()
+		d.deaf = true
+		d.mu.Unlock()
+	}
+}
+
+func (f *fakeEtcd) conn(t *testing.T) *Conn {
+	t.Helper()
+	return newConn(t, f.target())
+}
+
+// usual are the bounds of a user as a Publisher has them.
+var usual = Bounds{Call: 2500 * time.Millisecond, Patience: 1250 * time.Millisecond, MaxPatience: 2250 * time.Millisecond}
+
+// keep keeps n leases alive, until the test is over.
+func keep(t *testing.T, c *Conn, n int) (leases []*etcd.Keepalive) {
+	t.Helper()
+	for id := range n {
+		lease := etcd.NewKeepalive(clientv3.LeaseID(id+1), testTTL, time.Now())
+		c.beats.KeepAlive(lease)
+		t.Cleanup(func() { c.beats.LetGo(lease) })
+		leases = append(leases, lease)
+	}
+	return leases
+}
+
+// since is how long the test has run.
+func (f *fakeEtcd) since() time.Duration { return time.Since(f.began) }
+
+// got returns when requests of a kind came.
+func got[T any](f *fakeEtcd) (at []time.Duration, these []T) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, one := range f.requests {
+		if what, ok := one.what.(T); ok {
+			at, these = append(at, one.at), append(these, what)
+		}
+	}
+	return at, these
+}
+
+// forget forgets the requests that came.
+func (f *fakeEtcd) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.requests, f.dials = nil, nil
+}
+
+func (f *fakeEtcd) note(ctx context.Context, what any) error {
+	f.mu.Lock()
+	f.requests = append(f.requests, request{f.since(), what})
+	before := f.before
+	f.mu.Unlock()
+	return before(ctx, what)
+}
+
+// meets says what becomes of each request from now on.
+func (f *fakeEtcd) meets(before func(ctx context.Context, request any) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.before = before
+}
+
+// put changes a key, without telling anybody.
+func (f *fakeEtcd) put(key, value string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rev++
+	f.keys[key] = &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: f.rev}
+}
+
+// setRev sets the revision, and by how much its streams lag.
+func (f *fakeEtcd) setRev(rev, behind int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rev, f.behind = rev, behind
+}
+
+func (f *fakeEtcd) headerLocked() *pb.ResponseHeader { return &pb.ResponseHeader{Revision: f.rev} }
+
+func (f *fakeEtcd) header() *pb.ResponseHeader {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.headerLocked()
+}
+
+func (f *fakeEtcd) streamHeader() *pb.ResponseHeader {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &pb.ResponseHeader{Revision: f.rev - f.behind}
+}
+
+func (f *fakeEtcd) rangeLocked(r *pb.RangeRequest) *pb.RangeResponse {
+	response := &pb.RangeResponse{Header: f.headerLocked()}
+	if kv := f.keys[string(r.GetKey())]; kv != nil {
+		response.Kvs = append(response.Kvs, kv)
+	}
+	return response
+}
+
+// Range implements pb.KVServer.
+func (f *fakeEtcd) Range(ctx context.Context, r *pb.RangeRequest) (*pb.RangeResponse, error) {
+	if err := f.note(ctx, r); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.rangeLocked(r), nil
+}
+
+// Put implements pb.KVServer.
+func (f *fakeEtcd) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, error) {
+	if err := f.note(ctx, r); err != nil {
+		return nil, err
+	}
+	f.put(string(r.GetKey()), string(r.GetValue()))
+	return &pb.PutResponse{Header: f.header()}, nil
+}
+
+// Txn implements pb.KVServer. It reads.
+func (f *fakeEtcd) Txn(ctx context.Context, r *pb.TxnRequest) (*pb.TxnResponse, error) {
+	if err := f.note(ctx, r); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	response := &pb.TxnResponse{Header: f.headerLocked(), Succeeded: true}
+	for _, op := range r.GetSuccess() {
+		response.Responses = append(response.Responses, &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{
+			ResponseRange: f.rangeLocked(op.GetRequestRange()),
+		}})
+	}
+	return response, nil
+}
+
+// LeaseGrant implements pb.LeaseServer.
+func (f *fakeEtcd) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb.LeaseGrantResponse, error) {
+	if err := f.note(ctx, r); err != nil {
+		return nil, err
+	}
+	return &pb.LeaseGrantResponse{Header: f.header(), ID: r.GetID(), TTL: r.GetTTL()}, nil
+}
+
+// LeaseKeepAlive implements pb.LeaseServer.
+func (f *fakeEtcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if err := f.note(stream.Context(), r); err != nil {
+			return err
+		}
+		if f.silent(r) {
+			continue
+		}
+		if err := stream.Send(&pb.LeaseKeepAliveResponse{Header: f.streamHeader(), ID: r.GetID(), TTL: int64(testTTL / time.Second)}); err != nil {
+			return err
+		}
+	}
+}
+
+// Watch implements pb.WatchServer. Its watches tell nothing.
+func (f *fakeEtcd) Watch(stream pb.Watch_WatchServer) error {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		create := r.GetCreateRequest()
+		if create == nil {
+			f.note(stream.Context(), r)
+			continue
+		}
+		response := &pb.WatchResponse{Header: f.streamHeader(), WatchId: create.GetWatchId(), Created: true}
+		if err := f.note(stream.Context(), create); err != nil {
+			response.Canceled, response.CancelReason = true, err.Error()
+		}
+		if err := stream.Send(response); err != nil {
+			return err
+		}
+	}
+}
+
+func TestAFakeEtcdAnswersInVirtualTime(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		c := f.conn(t).Caller(Bounds{Call: time.Second, Patience: time.Second, MaxPatience: time.Second})
+		f.put("k", "v")
+		now, rev, err := c.Get(t.Context(), "k")
+		require.NoError(t, err)
+		require.Equal(t, "v", now.Value)
+		require.EqualValues(t, 2, rev)
+		at, _ := got[*pb.RangeRequest](f)
+		require.Len(t, at, 1)
+		require.Zero(t, f.since())
+	})
+}
