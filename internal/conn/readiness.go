@@ -79,20 +79,20 @@ func (r *readiness) wait() <-chan struct{} {
 	return r.over
 }
 
-// connect connects. How long the try that succeeded took tells the round trip: it has two of them at least.
+// connect connects. How long that took tells the round trip where the first try has succeeded: it has one of them at least,
+// and no more where a proxy nearby accepts it. Later tries cannot be told from the pauses between them (because: after an
+// outage of minutes a round trip seemed to take as long).
 func (r *readiness) connect() {
-	began := time.Now()
+	began, failed := time.Now(), false
 	for state := r.cc.GetState(); state != connectivity.Ready && state != connectivity.Shutdown; state = r.cc.GetState() {
-		if state == connectivity.Connecting {
-			began = time.Now()
-		}
+		failed = failed || state == connectivity.TransientFailure
 		r.cc.Connect()
 		if !r.cc.WaitForStateChange(r.ctx, state) {
 			break
 		}
 	}
-	if r.isReady() {
-		r.pulse.Expect(time.Since(began) / 2)
+	if r.isReady() && !failed {
+		r.pulse.Expect(time.Since(began))
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
