@@ -44,7 +44,7 @@ func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duratio
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
 func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, make func(context.Context, *link) (T, error)) (T, error) {
 	r := &race[T]{links: c, link: l, make: make}
-	r.pending = pending{request: r, patience: patience, pause: max(askAgain, l.pulse.Late())}
+	r.pending = pending{attended: r, patience: patience, pause: max(askAgain, l.pulse.Late())}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
 	l.attendant.attend(&r.pending)

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// request is one that has no answer yet. Its methods must not wait for anything.
-type request interface {
+// attended is a request that has no answer yet. Its methods must not wait for anything.
+type attended interface {
 	// giveUp ends the request, when the link is left.
 	giveUp()
 	// suspect puts the link in doubt. It returns true if that is to be done half as often from then on.
@@ -18,7 +18,7 @@ type request interface {
 // pending is when there is something to do for a request. One timer a link looks after all of them: most are answered long
 // before.
 type pending struct {
-	request
+	attended
 	began    time.Time
 	patience time.Duration // after which to suspect the link, again and again
 	doubt    time.Time     // when to do so next

@@ -45,7 +45,7 @@ func (r *fakeRequest) repeat()       { r.onRepeat() }
 // quiet returns a pending request for which nothing is done for an hour.
 func quiet() (*pending, *fakeRequest) {
 	r := &fakeRequest{func() {}, func() bool { return false }, func() {}}
-	return &pending{request: r, patience: time.Hour, pause: time.Hour}, r
+	return &pending{attended: r, patience: time.Hour, pause: time.Hour}, r
 }
 
 // attend has a request attended to until done.

@@ -38,7 +38,7 @@ func TestEventsGoToTheWatchOfTheirKey(t *testing.T) {
 		}}, 0)
 		a, _ := ws.listen("a")
 		b, _ := ws.listen("b")
-		synctest.Wait()
+		settle()
 		idOfA, idOfB := <-ids, <-ids
 		require.NoError(t, last.put(idOfB, "b", "1"))
 		require.NoError(t, last.put(idOfA, "a", "2"))
@@ -46,7 +46,7 @@ func TestEventsGoToTheWatchOfTheirKey(t *testing.T) {
 		require.NoError(t, last.remove(idOfB, "b"))
 		require.NoError(t, last.put(idOfB+99, "a", "4"), "of no watch")
 		require.NoError(t, last.put(idOfA, "c", "5"), "of no key")
-		synctest.Wait()
+		settle()
 		a.requireTold(t, "2")
 		b.requireTold(t, "1", "3", "")
 	})
@@ -92,7 +92,7 @@ func TestEventsReachTheirKeyWhereWatchesAreCreatedInAnotherOrder(t *testing.T) {
 			l, _ := ws.listen(fmt.Sprint(id))
 			all = append(all, l)
 		}
-		synctest.Wait()
+		settle()
 		for id, l := range all {
 			l.requireTold(t, fmt.Sprint("v", id))
 		}
@@ -130,10 +130,10 @@ func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
 		b, _ := ws.listen("b")
 		c, _ := ws.listen("c")
 		for range 8 {
-			synctest.Wait()
+			settle()
 			step <- struct{}{}
 		}
-		synctest.Wait()
+		settle()
 		a.requireTold(t, "3")
 		b.requireTold(t, "1", "4")
 		c.requireTold(t, "2", "5")
@@ -163,9 +163,9 @@ func TestAWatchThatIsClosedTakesNoOtherAlongWhereTheyAreCreatedInAnotherOrder(t 
 		a, cancelA := ws.listen("a")
 		b, _ := ws.listen("b")
 		c, _ := ws.listen("c")
-		synctest.Wait()
+		settle()
 		cancelA()
-		synctest.Wait()
+		settle()
 		a.requireTold(t)
 		b.requireTold(t, "still")
 		c.requireTold(t, "still")
@@ -228,17 +228,17 @@ func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 				}}, 0)
 				a, cancelA := ws.listen("a")
 				b, _ := ws.listen("b")
-				synctest.Wait()
+				settle()
 				err := a.requireEnded(t)
 				if c.is != nil {
 					require.ErrorIs(t, err, c.is)
 				}
 				require.ErrorContains(t, err, c.says)
 				close(proceed)
-				synctest.Wait()
+				settle()
 				b.requireTold(t, "1")
 				cancelA()
-				synctest.Wait()
+				settle()
 				b.requireTold(t, "1")
 			})
 		})
@@ -252,17 +252,17 @@ func TestTheLastCloseEndsTheStreamAndTheNextWatchOpensAnother(t *testing.T) {
 		for n := 1; n <= 3; n++ {
 			a, cancelA := ws.listen("a")
 			b, cancelB := ws.listen("b")
-			synctest.Wait()
+			settle()
 			cancelA()
 			cancelA()
-			synctest.Wait()
+			settle()
 			opened, open, _ := server.streams()
 			require.Equal(t, n, opened)
 			require.Equal(t, 1, open, "there is another watch")
 			a.requireTold(t, "hello a")
 			b.requireTold(t, "hello b")
 			cancelB()
-			synctest.Wait()
+			settle()
 			_, open, _ = server.streams()
 			require.Zero(t, open)
 			b.requireTold(t, "hello b")
@@ -300,10 +300,10 @@ func TestAWatchThatIsClosedBeforeItIsCreatedIsCancelledThen(t *testing.T) {
 		}}, 0)
 		a, cancelA := ws.listen("a")
 		b, _ := ws.listen("b")
-		synctest.Wait()
+		settle()
 		cancelA()
 		close(create)
-		synctest.Wait()
+		settle()
 		require.Zero(t, <-cancelled)
 		told, ended, _ := a.heard()
 		require.Empty(t, told)
@@ -330,7 +330,7 @@ func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
 		b, cancelB := ws.listen("b")
 		cancelB()
 		c, _ := ws.listen("c")
-		synctest.Wait()
+		settle()
 		for _, l := range []*listener{a, c} {
 			require.ErrorContains(t, l.requireEnded(t), "the proxy is tired")
 		}
@@ -339,7 +339,7 @@ func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
 		require.Equal(t, 1, opened)
 		require.Zero(t, open)
 		ws.listen("a")
-		synctest.Wait()
+		settle()
 		opened, open, _ = server.streams()
 		require.Equal(t, 2, opened)
 		require.Equal(t, 1, open)
@@ -350,12 +350,12 @@ func TestALinkThatIsLeftEndsItsWatches(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		ws := newWatches(t, &watchServer{serve: likeEtcd}, 0)
 		a, _ := ws.listen("a")
-		synctest.Wait()
+		settle()
 		ws.leave()
 		ws.Wait()
 		require.ErrorIs(t, a.requireEnded(t), context.Canceled)
 		b, cancelB := ws.listen("b")
-		synctest.Wait()
+		settle()
 		require.ErrorIs(t, b.requireEnded(t), context.Canceled)
 		cancelB()
 	})
@@ -424,4 +424,10 @@ func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
 		}
 		require.False(t, ws.pulse.IsSilentSince(began.Add(2*way)))
 	})
+}
+
+// settle lets all that was asked for go out, and waits until all that comes of it has come.
+func settle() {
+	time.Sleep(gather)
+	synctest.Wait()
 }
