@@ -34,6 +34,9 @@ type config struct {
 	Pass string
 }
 
+// clusterToken is a part of the cluster's ID, so that all restores have the same one.
+const clusterToken = "etcdtest"
+
 func defaults() config {
 	return config{
 		TickMs:     100,
@@ -110,7 +113,7 @@ func (c *config) embed() *embed.Config {
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
 	cfg.InitialCluster = c.Cluster
-	cfg.InitialClusterToken = "etcdtest"
+	cfg.InitialClusterToken = clusterToken
 	if c.Joins {
 		cfg.ClusterState = embed.ClusterStateFlagExisting
 	}
