@@ -368,7 +368,7 @@ func TestResetsEveryQuarterSecondNeverCostAKey(t *testing.T) {
 // wait for one another, which makes half as much again of a round trip.
 type farPath struct {
 	listener net.Listener
-	each     time.Duration
+	each     atomic.Int64 // the latency each way, a time.Duration
 	dials    atomic.Int64
 	carrying sync.WaitGroup
 }
@@ -377,7 +377,8 @@ func newFarPath(t *testing.T, target string, each time.Duration) *farPath {
 	t.Helper()
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	require.NoError(t, err)
-	p := &farPath{listener: listener, each: each}
+	p := &farPath{listener: listener}
+	p.each.Store(int64(each))
 	target = strings.TrimPrefix(target, "https://")
 	p.carrying.Go(func() {
 		for {
@@ -423,7 +424,7 @@ func (p *farPath) carry(to, from net.Conn) {
 		if err != nil {
 			return
 		}
-		underway <- chunk{buf[:n], time.Now().Add(p.each)}
+		underway <- chunk{buf[:n], time.Now().Add(time.Duration(p.each.Load()))}
 	}
 }
 

@@ -1,0 +1,169 @@
+package discov_test
+
+import (
+	"context"
+	"maps"
+	"net"
+	"path"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/internal/etcdtest"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+// Faults of a single method, made in the client, and counts of what a fault makes the library do.
+
+// dialling gives the client these settings of gRPC's. Publishers given the same option share a connection.
+func dialling(opts ...grpc.DialOption) discov.PubOption {
+	return discov.WithClientConfig(func(c *clientv3.Config) { c.DialOptions = append(c.DialOptions, opts...) })
+}
+
+// lateOn makes every answer on a stream of the method wait for a while.
+func lateOn(method string, by time.Duration) grpc.DialOption {
+	return grpc.WithChainStreamInterceptor(
+		func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, full string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			stream, err := open(ctx, desc, cc, full, opts...)
+			if err != nil || path.Base(full) != method {
+				return stream, err
+			}
+			return &lateStream{stream, by}, nil
+		})
+}
+
+// lateStream is a stream whose answers come late.
+type lateStream struct {
+	grpc.ClientStream
+	by time.Duration
+}
+
+func (s *lateStream) RecvMsg(m any) error {
+	err := s.ClientStream.RecvMsg(m)
+	select {
+	case <-time.After(s.by):
+	case <-s.Context().Done():
+	}
+	return err
+}
+
+// dials counts the connections that clients begin to make, wherever to, each after a round trip of TCP's where there is one:
+// a path in front of etcd accepts at once.
+type dials struct {
+	atomic.Int64
+	roundTrip time.Duration
+}
+
+// option is to be given to all who are counted together, and share a connection.
+func (d *dials) option() grpc.DialOption {
+	return grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+		d.Add(1)
+		select {
+		case <-time.After(d.roundTrip):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	})
+}
+
+// since returns how many there were since n.
+func (d *dials) since(n int64) int { return int(d.Load() - n) }
+
+// refusals answer some requests in etcd's place.
+type refusals struct {
+	err error
+
+	mu     sync.Mutex
+	left   int             // how many
+	of     map[string]bool // methods by short name
+	undone map[string]int  // how many were refused, by method
+}
+
+// refuse refuses the next n requests of these methods.
+func (r *refusals) refuse(n int, methods ...string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.left, r.of, r.undone = n, map[string]bool{}, map[string]int{}
+	for _, method := range methods {
+		r.of[method] = true
+	}
+}
+
+// refused returns how many requests of each method were refused since the last refuse.
+func (r *refusals) refused() (total int, of map[string]int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, n := range r.undone {
+		total += n
+	}
+	return total, maps.Clone(r.undone)
+}
+
+func (r *refusals) option() grpc.DialOption {
+	return grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, full string, request, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			method := path.Base(full)
+			r.mu.Lock()
+			refused := r.left > 0 && r.of[method]
+			if refused {
+				r.left--
+				r.undone[method]++
+			}
+			r.mu.Unlock()
+			if refused {
+				return r.err
+			}
+			return invoke(ctx, full, request, reply, cc, opts...)
+		})
+}
+
+// counted is what counts the requests that it gets: a Server or a Process.
+type counted interface{ Requests() map[string]int }
+
+// requestsOf returns the requests of each method that all of these got.
+func requestsOf[M counted](members []M) map[string]int {
+	total := map[string]int{}
+	for _, m := range members {
+		for method, n := range m.Requests() {
+			total[method] += n
+		}
+	}
+	return total
+}
+
+// grown returns by how much each count has grown.
+func grown(before, after map[string]int) map[string]int {
+	by := map[string]int{}
+	for method, n := range after {
+		if n > before[method] {
+			by[method] = n - before[method]
+		}
+	}
+	return by
+}
+
+// writing writes another key all the time, so that etcd's revision moves, until it is ended.
+func writing(t *testing.T, etcd faultyEtcd) (end func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	c := etcd.Client(t)
+	running.Go(func() {
+		for ctx.Err() == nil {
+			_, _ = c.Put(ctx, "other", "x")
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		}
+	})
+	end = sync.OnceFunc(func() { cancel(); running.Wait() })
+	t.Cleanup(end)
+	return end
+}
+
+var _ counted = (*etcdtest.Server)(nil)
