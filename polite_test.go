@@ -1,0 +1,153 @@
+package discov_test
+
+import (
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/assert"
+)
+
+// What ten Publishers with one account ask of etcd, counted: at rest, and while etcd is ill.
+
+const (
+	politeSize = 10
+	// restTime sees all that is done every half a minute, jittered.
+	restTime = 38 * time.Second
+	illTime  = 20 * time.Second
+	// mostRenewalStreams is over how many streams renewals go while etcd is slow.
+	mostRenewalStreams = 8
+)
+
+// polite is ten Publishers whose requests and dials are counted.
+type polite struct {
+	*scene
+	pubs    []*instance
+	dials   *dials
+	members []counted
+
+	before      map[string]int
+	beforeDials int64
+}
+
+const dialled = "dials"
+
+// newPolite registers them, and waits until all are watched.
+func newPolite(t *testing.T, etcd faultyEtcd, endpoints []string, ttl time.Duration, members ...counted) *polite {
+	t.Helper()
+	p := &polite{scene: newScene(t, etcd), dials: &dials{}, members: members}
+	p.pubs = p.publishSeveral(politeSize, endpoints, discov.WithTTL(ttl), discov.WithPubEtcdAccount("svc", "pass"), dialling(p.dials.option()))
+	etcdtest.RequireSoon(t, atOnce, func() bool { return requestsOf(members)["Watch.create"] == politeSize }, "all are watched")
+	return p
+}
+
+// begin begins to count.
+func (p *polite) begin() { p.before, p.beforeDials = requestsOf(p.members), p.dials.Load() }
+
+// requireAsked demands that no more was asked since begin, and nothing that is not named here.
+func (p *polite) requireAsked(what string, atMost map[string]int) {
+	p.t.Helper()
+	asked := grown(p.before, requestsOf(p.members))
+	asked[dialled] = p.dials.since(p.beforeDials)
+	delete(asked, "Watch.msg") // counted by kind
+	for _, method := range slices.Sorted(maps.Keys(asked)) {
+		p.t.Logf("FIGURE | %s | %s | %s | %d, at most %d", p.t.Name(), what, method, asked[method], atMost[method])
+		assert.LessOrEqual(p.t, asked[method], atMost[method], "%s: %s", what, method)
+	}
+}
+
+// beatsIn returns how many beats there are in a time, at most.
+func beatsIn(d time.Duration) int { return int(d/(defaultTTL/3)) + 1 }
+
+func TestPoliteAtRest(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
+	p := newPolite(t, etcd, etcd.Endpoints(), defaultTTL, etcd)
+	p.begin()
+	time.Sleep(restTime)
+	p.requireAsked("at rest", map[string]int{
+		"Txn":                2, // one for all keys, every 30 s
+		"LeaseKeepAlive":     1, // the stream, if it was not open yet
+		"LeaseKeepAlive.msg": politeSize * (beatsIn(restTime) + 1),
+	})
+}
+
+func TestPoliteInAnOutageAndAfterIt(t *testing.T) {
+	t.Parallel()
+	const outage = 10 * time.Second
+	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
+	path := etcdtest.NewPath(t, etcd.Endpoints()[0])
+	p := newPolite(t, etcd, []string{path.Endpoint()}, 2*outage, etcd)
+	p.begin()
+	path.Refuse()
+	path.Reset()
+	time.Sleep(outage)
+	p.requireAsked("in the outage", map[string]int{
+		dialled: 90, // the connection's own and a patient spare's, a second apart at last, and a brisk spare's, four a second
+	})
+	p.begin()
+	path.Accept()
+	p.requireTrue(p.scene.begin("accepting"), atOnce, p.pubs...)
+	time.Sleep(illTime)
+	p.requireAsked("after the outage", map[string]int{
+		dialled:              3,              // the connection and its spares
+		"Authenticate":       1,              // where a spare won without a token
+		"Range":              2 * politeSize, // each key is read, for its watch has ended; and questions to a connection in doubt
+		"Txn":                2,              // for all keys, every 30 s
+		"Watch":              2,              // once on each connection that was moved to
+		"Watch.create":       2 * politeSize,
+		"Watch.cancel":       politeSize,
+		"LeaseKeepAlive":     2 * mostRenewalStreams,
+		"LeaseKeepAlive.msg": politeSize * (beatsIn(illTime) + 1),
+	})
+	p.requireNeverAbsent(p.pubs...)
+}
+
+func TestPoliteOverLongRoundTrips(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
+	path := newFarPath(t, etcd.Endpoints()[0], 0)
+	p := newPolite(t, etcd, []string{path.listener.Addr().String()}, defaultTTL, etcd)
+	t.Cleanup(func() { path.each.Store(0) })
+	p.begin()
+	path.each.Store(int64(750 * time.Millisecond))
+	time.Sleep(restTime)
+	p.requireAsked("over round trips of 1.5 s", map[string]int{
+		dialled:        4, // two spares each for two links, while nobody knows that etcd is slow
+		"Authenticate": 1, // where a spare won without a token
+		// Two for each comparison of the token with none, twice a second at most, while an answer takes longer than 0.2 s.
+		"Range":              4 * int(restTime/time.Second),
+		"Txn":                4, // for all keys, every 30 s, and once more beside itself
+		"Watch":              2, // once for each connection that was moved to
+		"Watch.create":       2 * politeSize,
+		"Watch.cancel":       2 * politeSize,
+		"LeaseKeepAlive":     mostRenewalStreams * beatsIn(restTime), // those that are idle end after each beat
+		"LeaseKeepAlive.msg": politeSize * (beatsIn(restTime) + 1),
+	})
+	p.requireNeverAbsent(p.pubs...)
+}
+
+func TestPoliteToAFollowerThatLimps(t *testing.T) {
+	t.Parallel()
+	etcd := etcdtest.StartProcessCluster(t, 3, etcdtest.WithAuth("svc", "pass"))
+	var members []counted
+	for _, m := range etcd.Members {
+		members = append(members, m)
+	}
+	p := newPolite(t, etcd, etcd.Endpoints(), defaultTTL, members...)
+	endWriting := writing(t, etcd)
+	p.begin()
+	endLimp := etcd.Followers()[0].Limp(40*time.Millisecond, 15*time.Millisecond)
+	time.Sleep(illTime)
+	endLimp()
+	endWriting()
+	p.requireAsked("with a follower that limps", map[string]int{
+		"Txn":                int(illTime/time.Second) + 3,          // one look a second for all, where an answer is older
+		"LeaseKeepAlive":     mostRenewalStreams * beatsIn(illTime), // those that are idle end after each beat
+		"LeaseKeepAlive.msg": politeSize * (beatsIn(illTime) + 1),
+	})
+	p.requireNeverAbsent(p.pubs...)
+}
