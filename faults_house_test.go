@@ -205,3 +205,10 @@ func TestACertificateOfACAThatEtcdDoesNotTrustIsNamed(t *testing.T) {
 		})
 	}
 }
+
+// TestAFirstRegistrationOverALongRoundTripTakesOneLeaseAlsoWhereTCPConnectsAtOnce: a tunnel, a proxy or a forwarded port
+// near the client accepts before etcd does, so that a connect takes one round trip, not two.
+func TestAFirstRegistrationOverALongRoundTripTakesOneLeaseAlsoWhereTCPConnectsAtOnce(t *testing.T) {
+	t.Parallel()
+	requireOneGrantOverALongRoundTrip(t, &dials{})
+}
