@@ -48,9 +48,9 @@ func TestRenewalsDoNotPileUpWhileTwoOfThreeMembersAreFrozen(t *testing.T) {
 	time.Sleep(time.Second - time.Since(thawed))
 	received := requestsOf(etcd.Members)["LeaseKeepAlive.msg"] - before
 	t.Logf("FIGURE | %s | renewals in the first second | %d", t.Name(), received)
-	// One was under way for each lease, a stream that was stuck was given up and its renewals asked for once more, and a beat
-	// may fall into this second.
-	assert.LessOrEqual(t, received, 3*n, "renewals have piled up")
+	// One was under way for each lease, a beat may fall into this second, and what a stream that was stuck left was asked for
+	// once more.
+	assert.LessOrEqual(t, received, 2*n+n/4, "renewals have piled up")
 	waitForQuorum(t, etcd)
 	s.figure("a quorum again", s.requireTrue(s.begin("a quorum again"), 2*atOnce, pubs...))
 }
