@@ -27,13 +27,13 @@ type server struct {
 
 	mu      sync.Mutex
 	logins  []time.Time
-	bcrypt  time.Duration            // how long a login takes
-	refusal error                    // of logins, nil where there is none
-	answer  func(token string) error // to a call that comes with this token; nil where all are good
-	hangs   func(token string) bool  // whether a call that comes with this token gets no answer; nil where none does
-	delay   time.Duration            // of each answer
-	calls   []string                 // the tokens of those that were answered
-	keys    map[string]int           // how many calls came for each key
+	bcrypt  time.Duration                // how long a login takes
+	refusal error                        // of logins, nil where there is none
+	answer  func(token string) error     // to a call that comes with this token; nil where all are good
+	hangs   func(token, key string) bool // whether a call with this token, for this key, gets no answer; nil where none does
+	delay   time.Duration                // of each answer
+	calls   []string                     // the tokens of those that were answered
+	keys    map[string]int               // how many calls came for each key
 }
 
 // set changes the server.
@@ -76,7 +76,7 @@ func (e *server) judge(ctx context.Context, key string) error {
 		e.keys = map[string]int{}
 	}
 	e.keys[key]++
-	answer, hangs, delay := e.answer, e.hangs != nil && e.hangs(token), e.delay
+	answer, hangs, delay := e.answer, e.hangs != nil && e.hangs(token, key), e.delay
 	e.mu.Unlock()
 	backoff.Pause(ctx, delay)
 	if hangs {
