@@ -21,11 +21,11 @@ func TestOneLoginServesAllWhoWaitForIt(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Second}
 		c := connect(t, e, testLogin, "")
-		done := make(chan error)
+		require.False(t, c.IsLoggingIn())
+		done := make(chan error, 50)
 		for range 50 {
 			go func() { done <- c.get(t.Context()) }()
 		}
-		require.False(t, c.IsLoggingIn())
 		synctest.Wait()
 		require.True(t, c.IsLoggingIn())
 		require.Empty(t, c.Token())
@@ -122,7 +122,7 @@ func TestATokenThatIsRejectedIsReplacedAndTheCallMadeAgain(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
 				e := &server{bcrypt: 100 * time.Millisecond, answer: onlyNew("t1", rejection)}
 				c := connect(t, e, testLogin, "old")
-				done := make(chan error)
+				done := make(chan error, 20)
 				for range 20 {
 					go func() { done <- c.get(t.Context()) }()
 				}
@@ -235,7 +235,7 @@ func TestAConnectionThatIsGivenUpLogsInNoMore(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Minute}
 		c := connect(t, e, testLogin, "")
-		done := make(chan error)
+		done := make(chan error, 20)
 		go func() { done <- c.get(t.Context()) }()
 		synctest.Wait()
 		began := time.Now()

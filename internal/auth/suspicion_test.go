@@ -31,7 +31,7 @@ func TestATokenThatHangsIsFoundAndReplaced(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old")}
 		c := connect(t, e, testLogin, "old")
-		done, began := make(chan error), time.Now()
+		done, began := make(chan error, 20), time.Now()
 		for range 20 {
 			go func() { done <- c.get(t.Context()) }()
 		}
