@@ -50,7 +50,7 @@ func TestRenewalsDoNotPileUpWhileTwoOfThreeMembersAreFrozen(t *testing.T) {
 	t.Logf("FIGURE | %s | renewals in the first second | %d", t.Name(), received)
 	// One was under way for each lease, a beat may fall into this second, and what a stream that was stuck left was asked for
 	// once more.
-	assert.LessOrEqual(t, received, 2*n+n/4, "renewals have piled up")
+	assert.LessOrEqual(t, received, 2*n+n/2, "renewals have piled up")
 	waitForQuorum(t, etcd)
 	s.figure("a quorum again", s.requireTrue(s.begin("a quorum again"), 2*atOnce, pubs...))
 }
