@@ -108,8 +108,8 @@ func requireOneGrantOverALongRoundTrip(t *testing.T, far *dials, account ...disc
 	etcd := etcdtest.Start(t, serverOpts...)
 	path := newFarPath(t, etcd.Endpoints()[0], longRoundTrip/2)
 	s := newScene(t, etcd)
-	opts := append(account, discov.WithId(7), discov.WithTimeout(20*time.Second), dialling(far.option()))
-	pub := s.publish([]string{path.listener.Addr().String()}, "a:1", opts...)
+	opts := []discov.PubOption{discov.WithId(7), discov.WithTimeout(20 * time.Second), dialling(far.option())}
+	pub := s.publish([]string{path.listener.Addr().String()}, "a:1", append(opts, account...)...)
 	path.each.Store(0) // so that Stop is quick
 	requests := etcd.Requests()
 	assert.Equal(t, 1, requests["LeaseGrant"], "grants")
