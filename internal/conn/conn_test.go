@@ -55,18 +55,20 @@ func newCaller(t *testing.T, endpoints ...string) *Caller {
 }
 
 func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {
-	t.Parallel()
-	srv := etcdtest.Start(t, etcdtest.QuickTicks())
-	c := newCaller(t, srv.Endpoints()...)
-	_, _, err := c.Get(deadline(t, eventually), testKey)
-	require.NoError(t, err)
-	l := c.requester.links.link()
-	since := time.Now()
-	require.NoError(t, c.Ready(t.Context()))
-	require.True(t, l.pulse.IsSilentSince(since))
-	_, _, err = c.Get(deadline(t, eventually), testKey)
-	require.NoError(t, err)
-	require.False(t, l.pulse.IsSilentSince(since))
+	for _, call := range []time.Duration{usual.Call, 0} {
+		inBubble(t, func(t *testing.T, f *fakeEtcd) {
+			bounds := usual
+			bounds.Call = call
+			c, since := f.user(t, bounds), time.Now()
+			l := c.requester.links.link()
+			require.NoError(t, c.Ready(t.Context()))
+			require.NoError(t, c.await(t.Context()))
+			require.True(t, l.pulse.IsSilentSince(since))
+			_, _, err := c.Get(t.Context(), testKey)
+			require.NoError(t, err)
+			require.False(t, l.pulse.IsSilentSince(since))
+		})
+	}
 }
 
 func TestAnOutdatedWriteIsNotSent(t *testing.T) {

@@ -169,6 +169,17 @@ func (f *fakeEtcd) conn(t *testing.T) *Conn {
 // usual are the bounds of a user as a Publisher has them.
 var usual = Bounds{Call: 2500 * time.Millisecond, Patience: 1250 * time.Millisecond, MaxPatience: 2250 * time.Millisecond}
 
+// user returns a user of a connection of its own, which is ready. The test's time begins anew.
+func (f *fakeEtcd) user(t *testing.T, bounds Bounds) *Caller {
+	t.Helper()
+	user := f.conn(t).Caller(bounds)
+	require.NoError(t, user.Ready(t.Context()))
+	time.Sleep(time.Minute) // so that connecting was long ago
+	f.forget()
+	f.began = time.Now()
+	return user
+}
+
 // keep keeps n leases alive, until the test is over.
 func keep(t *testing.T, c *Conn, n int) (leases []*etcd.Keepalive) {
 	t.Helper()

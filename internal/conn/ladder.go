@@ -53,6 +53,20 @@ func again[T any](ctx context.Context, c *links, l *link, patience time.Duration
 	return r.answer, r.err
 }
 
+// noting makes a request once, and notes that it was answered, and how long that took if nothing else was waited for.
+func noting[T any](ctx context.Context, l *link, request func(context.Context, *link) (T, error)) (answer T, err error) {
+	began, connected := time.Now(), l.ready.isReady()
+	answer, err = request(ctx, l)
+	switch {
+	case err != nil:
+	case connected:
+		l.pulse.NoteRoundTrip(began, time.Now())
+	default:
+		l.pulse.NoteAnswer()
+	}
+	return answer, err
+}
+
 // Why a request ends before its context does.
 var (
 	errOvertaken = errors.New("another try of the request has ended")
@@ -75,13 +89,7 @@ type race[T any] struct {
 
 // try makes the request once.
 func (r *race[T]) try() {
-	began, connected := time.Now(), r.link.ready.isReady()
 	answer, err := r.make(r.ctx, r.link)
-	if err == nil && connected {
-		r.link.pulse.NoteRoundTrip(began, time.Now())
-	} else if err == nil {
-		r.link.pulse.NoteAnswer()
-	}
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
 		r.cancel(errOvertaken)

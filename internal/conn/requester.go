@@ -34,23 +34,25 @@ type requester struct {
 // requireLeader makes a member that knows no leader refuse at once.
 var requireLeader = metadata.Pairs(rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
 
-// call makes one request, within d where requests are bounded at all. It waits for a connection first, which may take
-// longer.
-func call[T any](ctx context.Context, c *requester, d time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+// call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
+func call[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	ctx = metadata.NewOutgoingContext(ctx, requireLeader)
+	made := func(ctx context.Context) error {
+		answer, err = do(ctx, c.links, c.patienceOn, func(ctx context.Context, l *link) (T, error) {
+			return noting(ctx, l, request)
+		})
+		return etcd.Plain(err)
+	}
 	if c.bounds.Call == 0 {
-		answer, err = do(ctx, c.links, c.patienceOn, request)
-		return answer, etcd.Plain(err)
+		err = made(ctx)
+		return answer, err
 	}
 	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
 			return answer, err
 		}
 	}
-	_, err = c.within(ctx, d, func(ctx context.Context) (err error) {
-		answer, err = do(ctx, c.links, c.patienceOn, request)
-		return etcd.Plain(err)
-	})
+	_, err = c.within(ctx, c.bounds.Call, made)
 	return answer, err
 }
 

@@ -20,7 +20,7 @@ import (
 // that nothing must ever be put on them: what was asked for without an answer.
 func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
 	tries := grantTries{next: next}
-	lease, err = call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
+	lease, err = call(ctx, c, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
 		if !l.ready.isReady() {
 			return l.grant(ctx, ttl, &tries)
 		}
@@ -111,7 +111,7 @@ func (t *grantTries) end(granted clientv3.LeaseID) []clientv3.LeaseID {
 
 // Renew renews the lease now. It returns rpctypes.ErrLeaseNotFound where the lease has ended.
 func (c *requester) Renew(ctx context.Context, lease *etcd.Keepalive) error {
-	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (struct{}, error) {
+	_, err := call(ctx, c, func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.renewals.Renew(ctx, lease)
 	})
 	return err
@@ -119,7 +119,7 @@ func (c *requester) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 
 // Revoke ends the lease; one that does not exist is no error.
 func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
-	_, err := call(ctx, c, c.bounds.Call, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
+	_, err := call(ctx, c, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
 		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
@@ -199,7 +199,7 @@ type hasHeader interface{ GetHeader() *pb.ResponseHeader }
 // truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
 func truly[T hasHeader](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	before := c.history.latest()
-	answer, err = call(ctx, c, c.bounds.Call, request)
+	answer, err = call(ctx, c, request)
 	if err == nil {
 		c.history.note(before, answer.GetHeader().GetRevision())
 	}
