@@ -1,12 +1,17 @@
 package conn
 
 import (
+	"context"
 	"testing"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // ids gives lease IDs, one after the other.
@@ -30,4 +35,171 @@ func TestAFirstRegistrationOverALongRoundTripAsksForOneLease(t *testing.T) {
 	require.Empty(t, strays)
 	require.EqualValues(t, 1, lease.ID)
 	require.Equal(t, 1, srv.Requests()["LeaseGrant"])
+}
+
+// asked returns the lease IDs that were asked for, in this order, and when.
+func asked(f *fakeEtcd) (at []time.Duration, ids []int64) {
+	at, these := got[*pb.LeaseGrantRequest](f)
+	for _, one := range these {
+		ids = append(ids, one.GetID())
+	}
+	return at, ids
+}
+
+// grants lets the grants meet this one after the other, and those that come after nothing.
+func (f *fakeEtcd) grants(these ...func(context.Context) error) {
+	f.meets(func(ctx context.Context, request any) error {
+		if _, ok := request.(*pb.LeaseGrantRequest); !ok {
+			return nil
+		}
+		f.mu.Lock()
+		var this func(context.Context) error
+		if len(these) > 0 {
+			this, these = these[0], these[1:]
+		}
+		f.mu.Unlock()
+		if this == nil {
+			return nil
+		}
+		return this(ctx)
+	})
+}
+
+// takes lets an answer take so long, or for ever, where the request may be given up.
+func takes(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if !after(ctx, d) {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		return nil
+	}
+}
+
+// fails refuses.
+func fails(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
+}
+
+func TestGrant(t *testing.T) {
+	one := func(these ...func(context.Context) error) []func(context.Context) error { return these }
+	for name, c := range map[string]struct {
+		grants []func(context.Context) error
+		asks   []int64            // the IDs that are asked for
+		lease  clientv3.LeaseID   // the one that is granted; zero where none is
+		strays []clientv3.LeaseID // what may be there besides
+		is     error              // of the error
+		took   time.Duration
+	}{
+		"a lease is granted": {asks: []int64{1}, lease: 1},
+		"a lease that exists already is passed over": {
+			grants: one(fails(rpctypes.ErrGRPCLeaseExist), fails(rpctypes.ErrGRPCLeaseExist)),
+			asks:   []int64{1, 2, 3}, lease: 3,
+		},
+		"what has no answer is asked for again under another ID": {
+			grants: one(takes(never)),
+			asks:   []int64{1, 2}, lease: 2, strays: []clientv3.LeaseID{1}, took: askAgain,
+		},
+		"the first answer counts": {
+			grants: one(takes(askAgain+10*time.Millisecond), takes(never)),
+			asks:   []int64{1, 2}, lease: 1, strays: []clientv3.LeaseID{2}, took: askAgain + 10*time.Millisecond,
+		},
+		"what is refused is no stray": {
+			grants: one(fails(rpctypes.ErrGRPCPermissionDenied)),
+			asks:   []int64{1}, is: rpctypes.ErrPermissionDenied,
+		},
+		"but one that a full disk refuses": {
+			grants: one(fails(rpctypes.ErrGRPCNoSpace)),
+			asks:   []int64{1}, strays: []clientv3.LeaseID{1}, is: rpctypes.ErrNoSpace,
+		},
+		"and one whose answer is lost": {
+			grants: one(fails(status.Error(codes.Unavailable, "gone away"))),
+			asks:   []int64{1}, strays: []clientv3.LeaseID{1},
+		},
+		"and all that have none in time": { // twice: by then etcd answers others, so that it is a matter of waiting
+			grants: one(takes(never), takes(never), takes(never)),
+			asks:   []int64{1, 2}, strays: []clientv3.LeaseID{1, 2}, is: context.DeadlineExceeded, took: usual.Call,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				user := f.user(t, usual)
+				f.grants(c.grants...)
+				lease, strays, err := user.Grant(t.Context(), testTTL, ids())
+				require.Equal(t, c.took, f.since())
+				require.ElementsMatch(t, c.strays, strays)
+				if c.lease != 0 {
+					require.NoError(t, err)
+					require.Equal(t, c.lease, lease.ID)
+					require.Equal(t, testTTL, lease.TTL)
+				} else {
+					require.Error(t, err)
+					require.Nil(t, lease)
+				}
+				if c.is != nil {
+					require.ErrorIs(t, err, c.is)
+				}
+				_, asks := asked(f)
+				require.Equal(t, c.asks, asks)
+			})
+		})
+	}
+}
+
+func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes   time.Duration
+		granted bool
+		call    time.Duration // its bound
+		returns time.Duration
+	}{
+		"until its answer":                         {takes: 2 * time.Second, granted: true, call: usual.Call, returns: 2 * time.Second},
+		"or until its bound":                       {takes: never, call: 2 * time.Second, returns: 2 * time.Second},
+		"which it has also where others have none": {takes: never, returns: time.Second/2 + askAgain},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				bounds := usual
+				bounds.Call = c.call
+				user := f.user(t, bounds)
+				f.grants(takes(c.takes))
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				time.AfterFunc(time.Second/2, cancel)
+				lease, strays, err := user.Grant(ctx, testTTL, ids())
+				require.Equal(t, c.returns, f.since())
+				if c.granted {
+					require.NoError(t, err)
+					require.EqualValues(t, 1, lease.ID)
+				} else {
+					require.Error(t, err)
+					require.Equal(t, []clientv3.LeaseID{1}, strays)
+				}
+			})
+		})
+	}
+}
+
+func TestAGrantNeedsNoDeadline(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		first := usual
+		first.Call = 0
+		lease, _, err := f.user(t, first).Grant(context.Background(), testTTL, ids())
+		require.NoError(t, err)
+		require.EqualValues(t, 1, lease.ID)
+	})
+}
+
+func TestAGrantWhoseLinkIsReplacedIsMadeOnTheNextUnderAnotherID(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		user := f.user(t, usual)
+		f.deafen()
+		lease, strays, err := user.Grant(t.Context(), testTTL, ids())
+		require.NoError(t, err)
+		require.Equal(t, usual.Patience+spareAfterLeast, f.since())
+		_, asks := asked(f)
+		require.Equal(t, []int64{int64(lease.ID)}, asks)
+		require.NotEmpty(t, strays)
+		require.NotContains(t, strays, lease.ID)
+		require.Len(t, strays, int(lease.ID)-1, "what was asked for over the old link may come yet")
+	})
 }

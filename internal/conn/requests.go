@@ -35,14 +35,16 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 }
 
 // outlast returns a context for a request that is bounded, not cancelled (because: etcd might grant a lease after it was
-// revoked): where the user has cancelled ctx, it ends by a time later.
+// revoked): it has ctx's deadline, but where the user has cancelled ctx, it ends by a time later.
 func outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if deadline, ok := ctx.Deadline(); ok {
+		longer, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	}
 	stop := context.AfterFunc(ctx, func() {
-		switch cause := context.Cause(ctx); {
-		case errors.Is(cause, errOvertaken), errors.Is(cause, errLeft), errors.Is(ctx.Err(), context.DeadlineExceeded):
+		if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) || errors.Is(cause, errLeft) {
 			cancel()
-		default:
+		} else {
 			time.AfterFunc(by, cancel)
 		}
 	})
