@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -29,6 +30,8 @@ type fakeEtcd struct {
 
 	// before is asked about each request, and may keep it waiting or refuse it; a watch that it refuses is cancelled.
 	before func(ctx context.Context, request any) error
+	// roundTrip is that of connections to come.
+	roundTrip time.Duration
 	// silent decides which renewals have no answer.
 	silent func(*pb.LeaseKeepAliveRequest) bool
 
@@ -38,7 +41,7 @@ type fakeEtcd struct {
 	keys     map[string]*mvccpb.KeyValue
 	requests []request
 	dials    []time.Duration
-	conns    []*deafConn
+	conns    []*fakeConn
 }
 
 // testTTL is that of a fake lease.
@@ -101,52 +104,86 @@ func (f *fakeEtcd) target() Target {
 
 func (f *fakeEtcd) dial(ctx context.Context, addr string) (net.Conn, error) {
 	f.mu.Lock()
-	f.dials = append(f.dials, time.Since(f.began))
+	f.dials = append(f.dials, f.since())
+	roundTrip := f.roundTrip
 	f.mu.Unlock()
 	conn, err := f.listeners[addr].DialContext(ctx)
 	if err != nil {
 		return nil, err
 	}
-	d := &deafConn{Conn: conn, heard: make(chan struct{})}
+	d := &fakeConn{Conn: conn, roundTrip: roundTrip, arrived: make(chan chunk, 1000), closed: make(chan struct{})}
+	go d.receive()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.conns = append(f.conns, d)
 	return d, nil
 }
 
-// deafConn is a connection that may become deaf: it takes bytes, and answers none.
-type deafConn struct {
+// fakeConn is a connection whose answers take as long as a round trip, and which may become deaf: then it takes bytes, and
+// answers none.
+type fakeConn struct {
 	net.Conn
-	mu    sync.Mutex
-	deaf  bool
-	once  sync.Once
-	heard chan struct{} // closed when it is closed
+	roundTrip time.Duration
+	arrived   chan chunk
+	rest      []byte
+
+	deaf   atomic.Bool
+	once   sync.Once
+	closed chan struct{}
 }
 
-func (d *deafConn) isDeaf() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.deaf
+// chunk is what comes in at once.
+type chunk struct {
+	due   time.Time
+	bytes []byte
+	err   error
 }
 
-func (d *deafConn) Write(b []byte) (int, error) {
-	if d.isDeaf() {
+func (d *fakeConn) receive() {
+	for {
+		bytes := make([]byte, 1<<15)
+		n, err := d.Conn.Read(bytes)
+		if !d.deaf.Load() {
+			d.arrived <- chunk{time.Now().Add(d.roundTrip), bytes[:n], err}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (d *fakeConn) Read(b []byte) (int, error) {
+	if len(d.rest) == 0 {
+		var one chunk
+		select {
+		case one = <-d.arrived:
+		case <-d.closed:
+			return 0, net.ErrClosed
+		}
+		select {
+		case <-time.After(time.Until(one.due)):
+		case <-d.closed:
+			return 0, net.ErrClosed
+		}
+		if one.err != nil {
+			return 0, one.err
+		}
+		d.rest = one.bytes
+	}
+	n := copy(b, d.rest)
+	d.rest = d.rest[n:]
+	return n, nil
+}
+
+func (d *fakeConn) Write(b []byte) (int, error) {
+	if d.deaf.Load() {
 		return len(b), nil
 	}
 	return d.Conn.Write(b)
 }
 
-func (d *deafConn) Read(b []byte) (int, error) {
-	n, err := d.Conn.Read(b)
-	if d.isDeaf() {
-		<-d.heard
-		return 0, net.ErrClosed
-	}
-	return n, err
-}
-
-func (d *deafConn) Close() error {
-	d.once.Do(func() { close(d.heard) })
+func (d *fakeConn) Close() error {
+	d.once.Do(func() { close(d.closed) })
 	return d.Conn.Close()
 }
 
@@ -155,9 +192,7 @@ func (f *fakeEtcd) deafen() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range f.conns {
-		d.mu.Lock()
-		d.deaf = true
-		d.mu.Unlock()
+		d.deaf.Store(true)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -21,20 +20,22 @@ func ids() func() clientv3.LeaseID {
 }
 
 func TestAFirstRegistrationOverALongRoundTripAsksForOneLease(t *testing.T) {
-	t.Parallel()
-	srv := etcdtest.Start(t, etcdtest.QuickTicks())
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
-	path.Latency(600 * time.Millisecond)
-	first := usual
-	first.Call = 0
-	c := newConn(t, Target{}.To([]string{path.Endpoint()})).Caller(first)
-	ctx := deadline(t, 2*eventually)
-	require.NoError(t, c.Ready(ctx))
-	lease, strays, err := c.Grant(ctx, testTTL, ids())
-	require.NoError(t, err)
-	require.Empty(t, strays)
-	require.EqualValues(t, 1, lease.ID)
-	require.Equal(t, 1, srv.Requests()["LeaseGrant"])
+	for _, roundTrip := range []time.Duration{10 * time.Millisecond, 1100 * time.Millisecond, 1200 * time.Millisecond, 2 * time.Second} {
+		inBubble(t, func(t *testing.T, f *fakeEtcd) {
+			f.roundTrip = roundTrip
+			first := usual
+			first.Call = 0
+			user := f.conn(t).Caller(first)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			require.NoError(t, user.Ready(ctx))
+			lease, strays, err := user.Grant(ctx, testTTL, ids())
+			require.NoError(t, err)
+			require.Empty(t, strays)
+			_, asks := asked(f)
+			require.Equal(t, []int64{int64(lease.ID)}, asks)
+		})
+	}
 }
 
 // asked returns the lease IDs that were asked for, in this order, and when.
