@@ -30,7 +30,8 @@ const (
 	// logged in after a restart, 0.3 s each, were not back after two minutes).
 	loginTimeout = time.Minute
 
-	// What has no answer for suspectAfter makes its token suspect. A token hangs when an answer with it comes later than
+	// What has no answer for suspectAfter, or for as long as a round trip takes (because: with round trips of 1.5 s, each
+	// answer cost two questions more), makes its token suspect. A token hangs when an answer with it comes later than
 	// one without it, by hangsAfter or half the time of that. It is checked at most every suspectAgain.
 	suspectAfter = 200 * time.Millisecond
 	hangsAfter   = 300 * time.Millisecond
@@ -55,6 +56,7 @@ type Account struct {
 	login   Login
 	members int
 	ready   func(context.Context, *grpc.ClientConn) error
+	late    func() time.Duration
 	ctx     context.Context // done when the connection is given up
 	running sync.WaitGroup  // logins
 
@@ -75,9 +77,9 @@ type authentication struct {
 }
 
 // New returns an Account on a connection to this many members, until ctx is done. It begins with a token of another
-// connection's, if text is one. It logs in when ready has returned nil.
-func New(ctx context.Context, as Login, members int, text string, ready func(context.Context, *grpc.ClientConn) error) *Account {
-	return &Account{ctx: ctx, login: as, members: members, token: newToken(text), asked: text != "", ready: ready}
+// connection's, if text is one. It logs in when ready has returned nil. late returns after which time an answer is late.
+func New(ctx context.Context, as Login, members int, text string, ready func(context.Context, *grpc.ClientConn) error, late func() time.Duration) *Account {
+	return &Account{ctx: ctx, login: as, members: members, token: newToken(text), asked: text != "", ready: ready, late: late}
 }
 
 // Wait waits until all goroutines have ended. The account's context must be done.

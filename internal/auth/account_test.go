@@ -221,7 +221,7 @@ func TestALoginWaitsForTheConnection(t *testing.T) {
 		e := &server{}
 		ctx, leave := context.WithCancel(t.Context())
 		down := errors.New("there is no way")
-		account := auth.New(ctx, testLogin, 1, "", func(context.Context, *grpc.ClientConn) error { return down })
+		account := auth.New(ctx, testLogin, 1, "", func(context.Context, *grpc.ClientConn) error { return down }, quick)
 		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
 		require.ErrorIs(t, c.get(t.Context()), down)
 		_, err := pb.NewLeaseClient(c.cc).LeaseKeepAlive(t.Context())

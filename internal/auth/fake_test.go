@@ -166,7 +166,7 @@ func isReady(context.Context, *grpc.ClientConn) error { return nil }
 func connect(t *testing.T, e *server, as auth.Login, token string) *connection {
 	t.Helper()
 	ctx, leave := context.WithCancel(context.Background())
-	account := auth.New(ctx, as, 1, token, isReady)
+	account := auth.New(ctx, as, 1, token, isReady, quick)
 	t.Cleanup(func() {
 		leave()
 		account.Wait()
@@ -189,3 +189,6 @@ func (c *connection) get(ctx context.Context) error {
 	_, err := pb.NewKVClient(c.cc).Range(ctx, &pb.RangeRequest{Key: []byte("key")})
 	return err
 }
+
+// quick is when the answers of a quick etcd are late.
+func quick() time.Duration { return time.Millisecond }

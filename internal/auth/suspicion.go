@@ -34,7 +34,7 @@ func (a *Account) suspect(ctx context.Context, cc *grpc.ClientConn, used *token)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	checked := make(chan struct{})
-	late := time.AfterFunc(suspectAfter, func() {
+	late := time.AfterFunc(max(suspectAfter, a.late()), func() {
 		defer close(checked)
 		a.check(ctx, cc, used)
 	})

@@ -88,7 +88,7 @@ func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
 		var n atomic.Int64
 		e := &server{hangs: func(_, key string) bool { return key == "key" || n.Add(1)%3 == 0 }} // one of three
 		ctx, leave := context.WithCancel(t.Context())
-		account := auth.New(ctx, testLogin, 3, "good", isReady)
+		account := auth.New(ctx, testLogin, 3, "good", isReady, quick)
 		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
 		call, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -108,6 +108,21 @@ func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
 			require.NoError(t, c.get(t.Context()))
 		}
 		require.Zero(t, e.asked(question))
+	})
+}
+
+func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		e := &server{delay: 1500 * time.Millisecond}
+		ctx, leave := context.WithCancel(t.Context())
+		account := auth.New(ctx, testLogin, 1, "good", isReady, func() time.Duration { return 2 * time.Second })
+		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
+		for range 20 {
+			require.NoError(t, c.get(t.Context()))
+		}
+		require.Zero(t, e.asked(question))
+		leave()
+		account.Wait()
 	})
 }
 

@@ -106,7 +106,7 @@ func (l *link) takeAccount(config *clientv3.Config, token string) {
 			return ctx.Err()
 		}
 	}
-	l.account = auth.New(l.left, as, len(config.Endpoints), token, ready)
+	l.account = auth.New(l.left, as, len(config.Endpoints), token, ready, l.pulse.Late)
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)
 }

@@ -153,12 +153,15 @@ func (r *Renewals) isWaitingLocked(one *renewal) bool { return r.waiting[one.lea
 // cost ten Publishers all leases; what waits on one stream cannot be moved to another without being asked twice).
 func (r *Renewals) handOutLocked() {
 	switch {
-	case r.pulse.RoundTrip() > busyAfter:
+	case r.isSlow():
 		r.spreadLocked()
 	case !slices.ContainsFunc(r.streams, (*renewalStream).isBusy):
 		r.handLocked(r.anyLocked(), 1)
 	}
 }
+
+// isSlow reports whether etcd is known to be slow.
+func (r *Renewals) isSlow() bool { return r.pulse.RoundTrip() > busyAfter }
 
 // goOnLocked gives a stream whose last request was answered the next ones.
 func (r *Renewals) goOnLocked(s *renewalStream) {
@@ -166,7 +169,7 @@ func (r *Renewals) goOnLocked(s *renewalStream) {
 		return
 	}
 	r.handLocked(s, chunk)
-	if len(r.queue) == 0 {
+	if len(r.queue) == 0 && !r.isSlow() {
 		r.endIdleLocked()
 	}
 }
