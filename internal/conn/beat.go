@@ -92,27 +92,27 @@ func (bs *beats) untilNext(period time.Duration) time.Duration {
 	return period - since%period
 }
 
-// run is the life of the beat.
+// run is the life of the beat. What was asked for over a link that is left is asked for again over the next one.
 func (b *beat) run() {
 	defer b.cancel()
 	next := time.NewTimer(b.of.untilNext(b.ttl / beatsPerTTL))
 	defer next.Stop()
 	late := time.NewTimer(b.ttl)
 	defer late.Stop()
+	l := b.of.links.link()
 	for {
-		l := b.of.links.link()
 		select {
 		case <-next.C:
 			next.Reset(b.of.untilNext(b.ttl / beatsPerTTL))
 			b.asked = time.Now()
-			b.ask(l)
+			l = b.ask()
 			late.Reset(b.patience(l))
 		case <-late.C:
 			if b.lookAfter(l) {
 				late.Reset(b.patience(l))
 			}
 		case <-l.left.Done():
-			b.ask(b.of.links.link())
+			l = b.ask()
 			late.Reset(b.patience(l))
 		case <-b.ctx.Done():
 			return
@@ -136,14 +136,16 @@ func (b *beat) unheardLocked() (leases []*etcd.Keepalive) {
 	return leases
 }
 
-// ask asks for the renewals of this beat, over the link.
-func (b *beat) ask(l *link) {
-	if b.asked.IsZero() {
-		return
+// ask asks for the renewals of this beat, over the link of now, which it returns.
+func (b *beat) ask() *link {
+	l := b.of.links.enter()
+	defer l.calls.Done()
+	if !b.asked.IsZero() {
+		b.of.mu.Lock() // so that none is let go meanwhile
+		defer b.of.mu.Unlock()
+		l.renewals.Ask(b.unheardLocked())
 	}
-	b.of.mu.Lock() // so that none is let go meanwhile
-	defer b.of.mu.Unlock()
-	l.renewals.Ask(b.unheardLocked())
+	return l
 }
 
 // lookAfter puts the link in doubt where renewals have no answer, and tells of those whose lease has ended without. It

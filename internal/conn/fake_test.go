@@ -32,13 +32,14 @@ type fakeEtcd struct {
 	before func(ctx context.Context, request any) error
 	// roundTrip is that of connections to come.
 	roundTrip time.Duration
-	// silent decides which renewals have no answer.
-	silent func(*pb.LeaseKeepAliveRequest) bool
+	// mute means that renewals have no answer.
+	mute atomic.Bool
 
 	mu       sync.Mutex
 	rev      int64
 	behind   int64 // by how much its streams lag
 	keys     map[string]*mvccpb.KeyValue
+	ended    map[int64]bool // leases
 	requests []request
 	dials    []time.Duration
 	conns    []*fakeConn
@@ -61,7 +62,6 @@ func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
 			began:     time.Now(),
 			listeners: map[string]*bufconn.Listener{},
 			before:    func(context.Context, any) error { return nil },
-			silent:    func(*pb.LeaseKeepAliveRequest) bool { return false },
 			rev:       1,
 			keys:      map[string]*mvccpb.KeyValue{},
 		}
@@ -354,13 +354,23 @@ func (f *fakeEtcd) LeaseKeepAlive(stream pb.Lease_LeaseKeepAliveServer) error {
 		if err := f.note(stream.Context(), r); err != nil {
 			return err
 		}
-		if f.silent(r) {
+		if f.mute.Load() {
 			continue
 		}
-		if err := stream.Send(&pb.LeaseKeepAliveResponse{Header: f.streamHeader(), ID: r.GetID(), TTL: int64(testTTL / time.Second)}); err != nil {
+		if err := stream.Send(f.renewed(r.GetID())); err != nil {
 			return err
 		}
 	}
+}
+
+func (f *fakeEtcd) renewed(id int64) *pb.LeaseKeepAliveResponse {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	answer := &pb.LeaseKeepAliveResponse{Header: &pb.ResponseHeader{Revision: f.rev - f.behind}, ID: id}
+	if !f.ended[id] {
+		answer.TTL = int64(testTTL / time.Second)
+	}
+	return answer
 }
 
 // Watch implements pb.WatchServer. Its watches tell nothing.
