@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/test/bufconn"
 )
 
@@ -30,6 +31,8 @@ type fakeEtcd struct {
 
 	// before is asked about each request, and may keep it waiting or refuse it; a watch that it refuses is cancelled.
 	before func(ctx context.Context, request any) error
+	// watchErr ends a stream of watches; nil does not.
+	watchErr func() error
 	// roundTrip is that of connections to come.
 	roundTrip time.Duration
 	// mute means that renewals have no answer.
@@ -74,7 +77,7 @@ func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
 func (f *fakeEtcd) serve(t *testing.T, addr string) {
 	l := bufconn.Listen(1 << 16)
 	f.listeners[addr] = l
-	s := grpc.NewServer()
+	s := grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second})) // as etcd has it
 	pb.RegisterKVServer(s, f)
 	pb.RegisterLeaseServer(s, f)
 	pb.RegisterWatchServer(s, f)
@@ -385,6 +388,14 @@ func (f *fakeEtcd) Watch(stream pb.Watch_WatchServer) error {
 			f.note(stream.Context(), r)
 			continue
 		}
+		f.mu.Lock()
+		if f.watchErr != nil {
+			if err := f.watchErr(); err != nil {
+				f.mu.Unlock()
+				return err
+			}
+		}
+		f.mu.Unlock()
 		response := &pb.WatchResponse{Header: f.streamHeader(), WatchId: create.GetWatchId(), Created: true}
 		if err := f.note(stream.Context(), create); err != nil {
 			response.Canceled, response.CancelReason = true, err.Error()

@@ -2,12 +2,14 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
 )
 
@@ -112,14 +114,18 @@ func (k *key) finish(err error) {
 // Tell implements stream.Listener.
 func (k *key) Tell(now etcd.Entry, rev int64) {
 	k.mu.Lock()
-	isNew := rev > k.rev
-	if isNew {
-		k.now, k.rev, k.another = now, rev, false
+	defer k.mu.Unlock()
+	if rev > k.rev {
+		k.another = false
+		k.learnLocked(now, rev)
 	}
-	k.mu.Unlock()
-	if isNew {
-		k.Watcher.Tell(now, rev)
-	}
+}
+
+// learnLocked takes what the key is at a later revision, and tells it. The lock is held, so that watch and audit tell it in
+// turn.
+func (k *key) learnLocked(now etcd.Entry, rev int64) {
+	k.now, k.rev = now, rev
+	k.Watcher.Tell(now, rev)
 }
 
 // End implements stream.Listener. A watch that the account may not have is asked for again once the key can be read.
@@ -142,14 +148,15 @@ func (k *key) End(err error) {
 func (k *key) found(now etcd.Entry, rev int64) {
 	k.mu.Lock()
 	blind := k.blind && !k.ended
-	isNew := rev >= k.rev && now.Rev != k.now.Rev
-	if k.blind = false; rev > k.rev {
-		k.now, k.rev = now, rev
+	k.blind = false
+	switch {
+	case rev < k.rev:
+	case now.Rev != k.now.Rev:
+		k.learnLocked(now, rev)
+	default:
+		k.rev = rev
 	}
 	k.mu.Unlock()
-	if isNew {
-		k.Watcher.Tell(now, rev)
-	}
 	if blind {
 		k.watch()
 	}
@@ -179,8 +186,8 @@ func (ks *keys) list() (these []*key) {
 	return these
 }
 
-// read reads keys at once. Where one of several may not be read, each is read by itself; the one that may not be is told
-// so. What fails otherwise is left to the next audit: that etcd is ill shows elsewhere.
+// read reads keys at once. Where one of several may not be read, or they are too many for etcd, each half is read by itself;
+// the one that may not be is told so. What fails otherwise is left to the next audit: that etcd is ill shows elsewhere.
 func (ks *keys) read(batch []*key) {
 	txn := &pb.TxnRequest{}
 	for _, k := range batch {
@@ -196,11 +203,11 @@ func (ks *keys) read(batch []*key) {
 		for i, k := range batch {
 			k.found(firstOf(response.GetResponses()[i].GetResponseRange()), response.GetHeader().GetRevision())
 		}
-	case etcd.IsDenied(err) && len(batch) == 1:
-		batch[0].finish(err)
-	case etcd.IsDenied(err):
-		for one := range slices.Chunk(batch, 1) {
-			ks.read(one)
+	case len(batch) > 1 && (etcd.IsDenied(err) || etcd.IsTooLarge(err) || errors.Is(err, rpctypes.ErrTooManyOps)):
+		for half := range slices.Chunk(batch, (len(batch)+1)/2) {
+			ks.read(half)
 		}
+	case etcd.IsDenied(err):
+		batch[0].finish(err)
 	}
 }
