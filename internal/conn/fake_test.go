@@ -2,7 +2,6 @@ package conn
 
 import (
 	"context"
-	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -45,6 +44,7 @@ type fakeEtcd struct {
 	ended    map[int64]bool // leases
 	requests []request
 	dials    []time.Duration
+	refused  error // why it takes no connections, nil where it does
 	conns    []*fakeConn
 }
 
@@ -103,100 +103,6 @@ func (f *fakeEtcd) target() Target {
 		addrs = append(addrs, addr)
 	}
 	return to.To(addrs)
-}
-
-func (f *fakeEtcd) dial(ctx context.Context, addr string) (net.Conn, error) {
-	f.mu.Lock()
-	f.dials = append(f.dials, f.since())
-	roundTrip := f.roundTrip
-	f.mu.Unlock()
-	conn, err := f.listeners[addr].DialContext(ctx)
-	if err != nil {
-		return nil, err
-	}
-	d := &fakeConn{Conn: conn, roundTrip: roundTrip, arrived: make(chan chunk, 1000), closed: make(chan struct{})}
-	go d.receive()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.conns = append(f.conns, d)
-	return d, nil
-}
-
-// fakeConn is a connection whose answers take as long as a round trip, and which may become deaf: then it takes bytes, and
-// answers none.
-type fakeConn struct {
-	net.Conn
-	roundTrip time.Duration
-	arrived   chan chunk
-	rest      []byte
-
-	deaf   atomic.Bool
-	once   sync.Once
-	closed chan struct{}
-}
-
-// chunk is what comes in at once.
-type chunk struct {
-	due   time.Time
-	bytes []byte
-	err   error
-}
-
-func (d *fakeConn) receive() {
-	for {
-		bytes := make([]byte, 1<<15)
-		n, err := d.Conn.Read(bytes)
-		if !d.deaf.Load() {
-			d.arrived <- chunk{time.Now().Add(d.roundTrip), bytes[:n], err}
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-func (d *fakeConn) Read(b []byte) (int, error) {
-	if len(d.rest) == 0 {
-		var one chunk
-		select {
-		case one = <-d.arrived:
-		case <-d.closed:
-			return 0, net.ErrClosed
-		}
-		select {
-		case <-time.After(time.Until(one.due)):
-		case <-d.closed:
-			return 0, net.ErrClosed
-		}
-		if one.err != nil {
-			return 0, one.err
-		}
-		d.rest = one.bytes
-	}
-	n := copy(b, d.rest)
-	d.rest = d.rest[n:]
-	return n, nil
-}
-
-func (d *fakeConn) Write(b []byte) (int, error) {
-	if d.deaf.Load() {
-		return len(b), nil
-	}
-	return d.Conn.Write(b)
-}
-
-func (d *fakeConn) Close() error {
-	d.once.Do(func() { close(d.closed) })
-	return d.Conn.Close()
-}
-
-// deafen makes all connections of now deaf.
-func (f *fakeEtcd) deafen() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, d := range f.conns {
-		d.deaf.Store(true)
-	}
 }
 
 func (f *fakeEtcd) conn(t *testing.T) *Conn {
@@ -320,6 +226,9 @@ func (f *fakeEtcd) Put(ctx context.Context, r *pb.PutRequest) (*pb.PutResponse, 
 		return nil, err
 	}
 	f.put(string(r.GetKey()), string(r.GetValue()))
+	f.mu.Lock()
+	f.keys[string(r.GetKey())].Lease = r.GetLease()
+	f.mu.Unlock()
 	return &pb.PutResponse{Header: f.header()}, nil
 }
 
@@ -345,6 +254,11 @@ func (f *fakeEtcd) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest) (*pb
 		return nil, err
 	}
 	return &pb.LeaseGrantResponse{Header: f.header(), ID: r.GetID(), TTL: r.GetTTL()}, nil
+}
+
+// LeaseRevoke implements pb.LeaseServer.
+func (f *fakeEtcd) LeaseRevoke(ctx context.Context, r *pb.LeaseRevokeRequest) (*pb.LeaseRevokeResponse, error) {
+	return &pb.LeaseRevokeResponse{Header: f.header()}, f.note(ctx, r)
 }
 
 // LeaseKeepAlive implements pb.LeaseServer.
