@@ -335,7 +335,7 @@ func TestATokenThatHasExpiredIsReplaced(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"), etcdtest.WithTokenTTL(time.Second))
 	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"), WithTTL(time.Hour)) // a renewal makes a token last
-	time.Sleep(2500 * time.Millisecond) // the token's life, and etcd's round through its tokens
+	time.Sleep(2500 * time.Millisecond)                                                  // the token's life, and etcd's round through its tokens
 	require.NoError(t, p.Update(context.Background(), "other"))
 	requireValue(t, srv, testFullKey, "other")
 	require.Equal(t, 2, srv.Requests()["Authenticate"])

@@ -206,7 +206,7 @@ func TestARealEtcdIsAskedOncePerLeaseAndThirdOfItsTTL(t *testing.T) {
 		require.NoError(t, err)
 		leases = append(leases, lease)
 		user.KeepAlive(lease)
-		defer user.LetGo(lease)
+		t.Cleanup(func() { user.LetGo(lease) })
 	}
 	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Requests()["LeaseKeepAlive.msg"] >= beats*n })
 	began := time.Now()

@@ -2,6 +2,7 @@ package conn
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -93,7 +94,7 @@ func TestGrant(t *testing.T) {
 	}{
 		"a lease is granted": {asks: []int64{1}, lease: 1},
 		"a lease that exists already is passed over": {
-			grants: one(fails(rpctypes.ErrGRPCLeaseExist), fails(rpctypes.ErrGRPCLeaseExist)),
+			grants: slices.Repeat(one(fails(rpctypes.ErrGRPCLeaseExist)), 2),
 			asks:   []int64{1, 2, 3}, lease: 3,
 		},
 		"what has no answer is asked for again under another ID": {
@@ -117,7 +118,7 @@ func TestGrant(t *testing.T) {
 			asks:   []int64{1}, strays: []clientv3.LeaseID{1},
 		},
 		"and all that have none in time": { // twice: by then etcd answers others, so that it is a matter of waiting
-			grants: one(takes(never), takes(never), takes(never)),
+			grants: slices.Repeat(one(takes(never)), 3),
 			asks:   []int64{1, 2}, strays: []clientv3.LeaseID{1, 2}, is: context.DeadlineExceeded, took: usual.Call,
 		},
 	} {

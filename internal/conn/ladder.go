@@ -42,8 +42,8 @@ func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duratio
 
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
-func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, make func(context.Context, *link) (T, error)) (T, error) {
-	r := &race[T]{links: c, link: l, make: make}
+func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
+	r := &race[T]{links: c, link: l, request: request}
 	r.pending = pending{attended: r, patience: patience, pause: max(askAgain, l.pulse.Late())}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
@@ -78,7 +78,7 @@ type race[T any] struct {
 	pending pending
 	links   *links
 	link    *link
-	make    func(context.Context, *link) (T, error)
+	request func(context.Context, *link) (T, error)
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 
@@ -89,7 +89,7 @@ type race[T any] struct {
 
 // try makes the request once.
 func (r *race[T]) try() {
-	answer, err := r.make(r.ctx, r.link)
+	answer, err := r.request(r.ctx, r.link)
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
 		r.cancel(errOvertaken)

@@ -43,5 +43,3 @@ func (t Target) String() string { return strings.Join(t.list(), ", ") }
 func (t Target) list() []string { return strings.Split(t.endpoints, "\n") }
 
 func (t Target) hasFiles() bool { return t.Files != auth.Files{} }
-
-func (t Target) hasLogin() bool { return t.Login != auth.Login{} }

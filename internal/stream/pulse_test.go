@@ -21,12 +21,13 @@ func TestALongerRoundTripCountsAtOnceAndIsForgottenByHalves(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		var p Pulse
 		require.Zero(t, p.RoundTrip())
-		for _, c := range []struct{ took, want time.Duration }{
+		for _, c := range []struct{ took, want int }{ // milliseconds
 			{10, 10}, {4000, 4000}, {10, 2000}, {10, 1000}, {600, 600}, {10, 300}, {500, 500}, {250, 250}, {1, 125},
 		} {
-			answerAfter(&p, c.took*time.Millisecond)
-			require.Equal(t, c.want*time.Millisecond, p.RoundTrip())
-			require.Equal(t, c.want*time.Millisecond*3/2, p.Late())
+			answerAfter(&p, time.Duration(c.took)*time.Millisecond)
+			want := time.Duration(c.want) * time.Millisecond
+			require.Equal(t, want, p.RoundTrip())
+			require.Equal(t, want*3/2, p.Late())
 		}
 	})
 }

@@ -37,6 +37,7 @@ type Renewals struct {
 	streams []*renewalStream
 	sweep   *time.Timer // nil where none is due
 	ended   error       // why the last stream that failed did
+	endings int         // how many have
 	unheard bool        // whether it did so before etcd had answered on it
 	pace    *backoff.Backoff
 }
@@ -88,7 +89,7 @@ func (r *Renewals) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 	}
 	one := r.askLocked(lease)
 	one.done = append(one.done, done)
-	before := r.ended
+	before := r.endings
 	r.handOutLocked()
 	r.mu.Unlock()
 	select {
@@ -97,7 +98,7 @@ func (r *Renewals) Renew(ctx context.Context, lease *etcd.Keepalive) error {
 	case <-ctx.Done():
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		if r.ended != before {
+		if r.endings != before {
 			return r.ended
 		}
 		return ctx.Err()
@@ -301,6 +302,7 @@ func (r *Renewals) end(s *renewalStream, err error) {
 	denied := etcd.IsDenied(err)
 	if err != nil && !denied {
 		r.ended = fmt.Errorf("%w: %w", etcd.ErrStreamEnded, err)
+		r.endings++
 	}
 	left := s.takeAll()
 	if s.alone {
