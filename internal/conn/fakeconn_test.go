@@ -3,6 +3,7 @@ package conn
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,7 @@ func (f *fakeEtcd) dial(ctx context.Context, addr string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &fakeConn{Conn: conn, roundTrip: roundTrip, arrived: make(chan chunk, 1000), closed: make(chan struct{})}
+	d := &fakeConn{Conn: conn, addr: addr, roundTrip: roundTrip, arrived: make(chan chunk, 1000), closed: make(chan struct{})}
 	go d.receive()
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -32,6 +33,7 @@ func (f *fakeEtcd) dial(ctx context.Context, addr string) (net.Conn, error) {
 // answers none.
 type fakeConn struct {
 	net.Conn
+	addr      string
 	roundTrip time.Duration
 	arrived   chan chunk
 	rest      []byte
@@ -96,12 +98,14 @@ func (d *fakeConn) Close() error {
 	return d.Conn.Close()
 }
 
-// deafen makes all connections of now deaf.
-func (f *fakeEtcd) deafen() {
+// deafen makes all connections of now deaf, or those to these members.
+func (f *fakeEtcd) deafen(addrs ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, d := range f.conns {
-		d.deaf.Store(true)
+		if len(addrs) == 0 || slices.Contains(addrs, d.addr) {
+			d.deaf.Store(true)
+		}
 	}
 }
 

@@ -49,7 +49,8 @@ func newLink() *link {
 // borrow makes a link of the caller's client.
 func borrow(client *clientv3.Client, heard func(rev int64)) *link {
 	l := newLink()
-	context.AfterFunc(client.Ctx(), l.attendant.cancelAll)
+	stop := context.AfterFunc(client.Ctx(), l.attendant.cancelAll)
+	context.AfterFunc(l.left, func() { stop() }) // or the client would hold the link for as long as it lives
 	l.attach(client, heard)
 	return l
 }
