@@ -21,7 +21,7 @@ func dial(to Target, brisk bool, token string, heard func(rev int64)) (*link, er
 	client, err := l.newClient(to, token)
 	if err != nil {
 		l.leave()
-		return nil, fmt.Errorf("discov: make a client for %v: %w", to.list(), err)
+		return nil, fmt.Errorf("discov: make a client for %s: %w", to, err)
 	}
 	l.attach(client, heard)
 	return l, nil
