@@ -2,7 +2,6 @@ package conn
 
 import (
 	"context"
-	"slices"
 	"testing"
 	"time"
 
@@ -83,7 +82,7 @@ func fails(err error) func(context.Context) error {
 }
 
 func TestGrant(t *testing.T) {
-	one := func(these ...func(context.Context) error) []func(context.Context) error { return these }
+	type meets = []func(context.Context) error
 	for name, c := range map[string]struct {
 		grants []func(context.Context) error
 		asks   []int64            // the IDs that are asked for
@@ -94,31 +93,31 @@ func TestGrant(t *testing.T) {
 	}{
 		"a lease is granted": {asks: []int64{1}, lease: 1},
 		"a lease that exists already is passed over": {
-			grants: slices.Repeat(one(fails(rpctypes.ErrGRPCLeaseExist)), 2),
+			grants: meets{fails(rpctypes.ErrGRPCLeaseExist), fails(rpctypes.ErrGRPCLeaseExist)},
 			asks:   []int64{1, 2, 3}, lease: 3,
 		},
 		"what has no answer is asked for again under another ID": {
-			grants: one(takes(never)),
+			grants: meets{takes(never)},
 			asks:   []int64{1, 2}, lease: 2, strays: []clientv3.LeaseID{1}, took: askAgain,
 		},
 		"the first answer counts": {
-			grants: one(takes(askAgain+10*time.Millisecond), takes(never)),
+			grants: meets{takes(askAgain + 10*time.Millisecond), takes(never)},
 			asks:   []int64{1, 2}, lease: 1, strays: []clientv3.LeaseID{2}, took: askAgain + 10*time.Millisecond,
 		},
 		"what is refused is no stray": {
-			grants: one(fails(rpctypes.ErrGRPCPermissionDenied)),
+			grants: meets{fails(rpctypes.ErrGRPCPermissionDenied)},
 			asks:   []int64{1}, is: rpctypes.ErrPermissionDenied,
 		},
 		"but one that a full disk refuses": {
-			grants: one(fails(rpctypes.ErrGRPCNoSpace)),
+			grants: meets{fails(rpctypes.ErrGRPCNoSpace)},
 			asks:   []int64{1}, strays: []clientv3.LeaseID{1}, is: rpctypes.ErrNoSpace,
 		},
 		"and one whose answer is lost": {
-			grants: one(fails(status.Error(codes.Unavailable, "gone away"))),
+			grants: meets{fails(status.Error(codes.Unavailable, "gone away"))},
 			asks:   []int64{1}, strays: []clientv3.LeaseID{1},
 		},
 		"and all that have none in time": { // twice: by then etcd answers others, so that it is a matter of waiting
-			grants: slices.Repeat(one(takes(never)), 3),
+			grants: meets{takes(never), takes(never), takes(never)},
 			asks:   []int64{1, 2}, strays: []clientv3.LeaseID{1, 2}, is: context.DeadlineExceeded, took: usual.Call,
 		},
 	} {

@@ -296,11 +296,11 @@ func TestARealEtcdDeniesAWatchAndGivesIt(t *testing.T) {
 	c := newConn(t, Target{Login: auth.Login{User: "other", Pass: "secret"}}.To(srv.Endpoints()))
 	w := c.keys.Watch(testKey, etcd.Entry{}, 1)
 	defer w.Cancel()
+	one := c.keys.list()[0]
 	isBlind := func() bool {
-		k := c.keys.list()[0]
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		return k.blind
+		one.mu.Lock()
+		defer one.mu.Unlock()
+		return one.blind
 	}
 	etcdtest.RequireSoon(t, eventually, isBlind)
 	srv.Revoke(t, "other", testKey, "")

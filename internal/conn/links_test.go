@@ -212,7 +212,7 @@ func TestAKeyIsPutOverOnlyWhereNobodyHasWrittenIt(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, put)
 	require.Equal(t, rev+1, again)
-	response, err := srv.Client(t).KV.Get(ctx, testKey)
+	response, err := srv.Client(t).Get(ctx, testKey)
 	require.NoError(t, err)
 	require.EqualValues(t, 2, response.Kvs[0].Version)
 }
