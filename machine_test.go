@@ -784,6 +784,7 @@ func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackAtAPace(t *testing.T) 
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		p := f.published(WithId(7), quiet)
+		synctest.Wait() // it is watched
 		f.lend(99)
 		for range 10 {
 			f.mu.Lock() // so that both are seen at once
