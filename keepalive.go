@@ -18,9 +18,10 @@ const (
 	cleanUpAtLeast = 50 * time.Millisecond
 	// connectAtOnce is how long a start in the background waits for its client, to return why none can be made.
 	connectAtOnce = 50 * time.Millisecond
+	// tooLargeAgain is when a value that is too large for etcd is sent again: its limit may have been raised.
+	tooLargeAgain = time.Minute
 	// A key that is put in doubt quickDoubts times in a row, each within calm of the one before, is mended with pauses.
 	quickDoubts = 10
-	calm        = time.Second
 )
 
 // keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
@@ -85,7 +86,7 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 				if !isCutShort(ctx) {
 					k.enter(StateRegistering, err)
 				}
-				r.rest(ctx, retry, err)
+				k.restAfter(ctx, r, retry, err)
 				continue
 			}
 		}
@@ -101,6 +102,22 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 		if quick > quickDoubts {
 			retry.Wait(ctx)
 		}
+	}
+}
+
+// restAfter pauses after a try that failed. A value that is too large for etcd, with none before it, is not sent again for a
+// while, unless there is another one.
+func (k *keeper) restAfter(ctx context.Context, r *registration, retry *backoff.Backoff, err error) {
+	if !etcd.IsTooLarge(err) {
+		r.rest(ctx, retry, err)
+		return
+	}
+	again := time.NewTimer(tooLargeAgain)
+	defer again.Stop()
+	select {
+	case <-k.news():
+	case <-again.C:
+	case <-ctx.Done():
 	}
 }
 
@@ -241,6 +258,9 @@ func (k *keeper) cleanUp(bound context.Context, r *registration) (left *Withdraw
 // clear withdraws until nothing is left, by itself at the latest, or until the next KeepAlive.
 func (k *keeper) clear(r *registration) error {
 	gone := r.leases.gone()
+	if gone.IsZero() { // it is not known what is left
+		gone = time.Now().Add(k.opts.ttl)
+	}
 	ctx, cancel := context.WithDeadline(k.again, gone) // which nobody replaces meanwhile
 	defer cancel()
 	for retry := backoff.New(); ; {

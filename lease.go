@@ -76,7 +76,7 @@ type formerLease struct {
 type leases struct {
 	store  store
 	family *family
-	ttl    time.Duration   // to ask for
+	ttl    time.Duration   // to ask for, or what was granted, where that was more
 	held   *etcd.Keepalive // nil where there is none
 	former []formerLease
 	// suspicions counts the reasons to think that etcd has a lease of ours that is neither: it was restored, or may have
@@ -120,7 +120,7 @@ func (ls *leases) grant(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ls.held = lease
+	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
 	ls.store.KeepAlive(lease)
 	ls.onChange(lease)
 	return nil

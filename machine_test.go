@@ -620,6 +620,38 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 	})
 }
 
+func TestAFirstValueThatIsTooLargeIsNotSentAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		f.tooLarge = "v0"
+		p := f.publisher(WithId(7), quiet, WithBackgroundStart())
+		require.NoError(t, p.KeepAlive())
+		settle(10 * time.Minute)
+		require.LessOrEqual(t, len(f.requests("put")), 12)
+		require.ErrorIs(t, p.Status().Err, rpctypes.ErrRequestTooLarge)
+		require.NoError(t, p.Update(t.Context(), "v1"), "another one is sent at once")
+		require.Equal(t, "v1", f.at(fakeKey).Value)
+		p.Stop()
+	})
+}
+
+func TestAPausedPublisherWhoseConnectionBreaksAgainAndAgainAsksWithPauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEtcd(t)
+		p := f.published(WithId(7), quiet)
+		require.NoError(t, p.PauseContext(t.Context()))
+		before := len(f.requests("leases"))
+		for range 600 {
+			f.mu.Lock()
+			f.endWatchesLocked() // connections break
+			f.mu.Unlock()
+			settle(100 * time.Millisecond)
+		}
+		require.Less(t, len(f.requests("leases"))-before, 160, "in a minute")
+		p.Stop()
+	})
+}
+
 func TestAValueWhoseAnswerWasLostIsTheOneBeforeOneThatIsTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)

@@ -14,8 +14,12 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// reconcileRounds bounds the writes, values and leases that may change under one reconcile.
-const reconcileRounds = 5
+const (
+	// reconcileRounds bounds the writes, values and leases that may change under one reconcile.
+	reconcileRounds = 5
+	// What happens within calm of the time before is dealt with in pauses.
+	calm = time.Second
+)
 
 // errStillChanging ends a reconcile under which the key, its value or its lease changed each time.
 var errStillChanging = errors.New("it keeps being changed")
@@ -334,11 +338,17 @@ func (r *registration) withdraw(ctx context.Context) error {
 }
 
 // guard keeps the key withdrawn until ctx is done: an etcd that was restored has a lease of ours again, and the key with it.
-// As long as the connection lasts, so does etcd.
+// As long as the connection lasts, so does etcd. Reconnects in a row are looked at with pauses.
 func (r *registration) guard(ctx context.Context) {
-	for r.store.Reconnected(ctx) {
+	var looked time.Time
+	for pace := backoff.New(); r.store.Reconnected(ctx); looked = time.Now() {
 		if r.leases.family.used == 0 {
 			continue // nothing of ours was ever in etcd
+		}
+		if time.Since(looked) > calm {
+			pace.Reset()
+		} else if !pace.Wait(ctx) {
+			return
 		}
 		r.leases.suspicions++
 		for retry := backoff.New(); ; {

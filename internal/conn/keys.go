@@ -148,7 +148,7 @@ func (k *key) End(err error) {
 func (k *key) found(now etcd.Entry, rev int64) {
 	k.mu.Lock()
 	blind := k.blind && !k.ended
-	k.blind = false
+	k.blind, k.another = false, false
 	switch {
 	case rev < k.rev:
 	case now.Rev != k.now.Rev:

@@ -121,8 +121,8 @@ func (c *requester) Ready(ctx context.Context) error {
 // Reconnected waits until the connection is another one than now. It returns false if ctx is done first.
 func (c *requester) Reconnected(ctx context.Context) bool {
 	return c.onThisLink(ctx, func(still context.Context, l *link) {
-		if l.ready.awaitAnother(still) != nil && l.isClosedByCaller() {
-			<-ctx.Done()
+		if l.ready.awaitAnother(still) != nil {
+			<-still.Done() // there can be none any more
 		}
 	})
 }

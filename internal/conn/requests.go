@@ -24,7 +24,7 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 		if !l.ready.isReady() {
 			return l.grant(ctx, ttl, &tries)
 		}
-		ctx, cancel := outlast(ctx, max(c.bounds.Call, askAgain))
+		ctx, cancel := l.outlast(ctx, max(c.bounds.Call, askAgain))
 		defer cancel()
 		return l.grant(ctx, ttl, &tries)
 	})
@@ -35,20 +35,21 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 }
 
 // outlast returns a context for a request that is bounded, not cancelled (because: etcd might grant a lease after it was
-// revoked): it has ctx's deadline, but where the user has cancelled ctx, it ends by a time later.
-func outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+// revoked): it has ctx's deadline, but where the user has cancelled ctx, it ends by a time later, or when the link is left.
+func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	if deadline, ok := ctx.Deadline(); ok {
 		longer, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	}
 	stop := context.AfterFunc(ctx, func() {
-		if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) || errors.Is(cause, errLeft) {
+		if errors.Is(context.Cause(ctx), errOvertaken) {
 			cancel()
 		} else {
 			time.AfterFunc(by, cancel)
 		}
 	})
-	return longer, func() { stop(); cancel() }
+	stopLeft := context.AfterFunc(l.left, cancel)
+	return longer, func() { stop(); stopLeft(); cancel() }
 }
 
 // grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.

@@ -5,10 +5,10 @@
 //
 //	who                    what                        when                                       until
 //	the Publisher          its whole reconcile         it has failed                              it is stopped
-//	Conn.do                a request, on another link  the link was given up under it             its bound
+//	do                     a request, on another link  the link was given up under it             its bound
 //	onLink                 a request, once more        a member could not do it, there are more   its bound
 //	again                  a request, beside itself    it has no answer for a second or longer    an answer to either
-//	stream.Renewals        a renewal                   its stream has ended or is stuck           an answer
+//	streams                a renewal, a login, a token its stream has ended, it was rejected      an answer
 //
 // The first one is there because only it knows whether the request is still wanted; the second, because links are replaced
 // under their users; the third, because the balancer takes turns, so that a repair of two requests would meet the same two

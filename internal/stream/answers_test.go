@@ -335,3 +335,26 @@ func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
 		require.Less(t, open, opened, "those that had nothing to do were ended")
 	})
 }
+
+func TestAStreamThatEndsWithNothingToDoIsNotOpenedAgain(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		server := &leaseServer{serve: func(s *leaseStream) error {
+			id, err := s.next()
+			if err == nil {
+				err = s.renew(id, testSeconds)
+			}
+			return err // and ends
+		}}
+		r := newRenewals(t, server, 0)
+		r.Ask(grant(1))
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		opened, _, _ := server.streams()
+		require.Equal(t, 1, opened)
+		r.Ask(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		opened, _, _ = server.streams()
+		require.Equal(t, 1, opened)
+	})
+}

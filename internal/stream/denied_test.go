@@ -112,11 +112,11 @@ func TestADeniedLeaseThatIsForgottenLeavesNoStream(t *testing.T) {
 		r.Ask(leases[1:])
 		synctest.Wait()
 		_, open, _ := server.streams()
-		require.Equal(t, 2, open)
+		require.Equal(t, 1, open)
 		r.Forget(leases[1])
 		synctest.Wait()
 		_, open, _ = server.streams()
-		require.Equal(t, 1, open)
+		require.Zero(t, open)
 		require.True(t, r.Idle())
 	})
 }

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -118,6 +119,6 @@ func (p *Pulse) AwaitSound(ctx context.Context) error {
 	case <-sound:
 		return nil
 	case <-ctx.Done():
-		return etcd.Because(ctx.Err(), etcd.ErrSilent.Error())
+		return fmt.Errorf("%w: %w", ctx.Err(), etcd.ErrSilent)
 	}
 }

@@ -124,6 +124,7 @@ func (s *renewalStream) takeAll() (left []*renewal) {
 
 // run is the life of the stream.
 func (s *renewalStream) run(delay time.Duration) {
+	defer s.cancel(nil)
 	backoff.Pause(s.ctx, delay)
 	err := s.converse()
 	if cause := context.Cause(s.ctx); errors.Is(cause, errStuck) || errors.Is(cause, errUnneeded) {
@@ -147,10 +148,17 @@ func (s *renewalStream) converse() error {
 			return err
 		}
 		s.of.hear(s, answer)
-		if s.alone {
+		if s.isDone() {
 			return nil
 		}
 	}
+}
+
+// isDone reports whether a stream that serves one request only has done so.
+func (s *renewalStream) isDone() bool {
+	s.of.lock()
+	defer s.of.unlock()
+	return s.alone && !s.isBusy()
 }
 
 func (s *renewalStream) send(stream pb.Lease_LeaseKeepAliveClient) {

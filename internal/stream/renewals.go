@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -153,7 +154,9 @@ func (r *Renewals) isWaitingLocked(one *renewal) bool { return r.waiting[one.lea
 // etcd is known to be slow (because: etcd answers one after the other on each stream, and 1.5 s for each on a slow disk
 // cost ten Publishers all leases; what waits on one stream cannot be moved to another without being asked twice).
 func (r *Renewals) handOutLocked() {
+	r.skipForgottenLocked()
 	switch {
+	case len(r.queue) == 0:
 	case r.isSlow():
 		r.spreadLocked()
 	case !slices.ContainsFunc(r.streams, (*renewalStream).isBusy):
@@ -323,7 +326,7 @@ func (r *Renewals) end(s *renewalStream, err error) {
 func (r *Renewals) endAloneLocked(left []*renewal, denied bool, err error) {
 	for _, one := range left {
 		if !denied {
-			err = r.ended
+			err = cmp.Or(r.ended, etcd.ErrStreamEnded)
 		}
 		r.settleLocked(one, err)
 	}
