@@ -2,7 +2,6 @@ package conn
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -11,41 +10,51 @@ import (
 type history struct {
 	wentBack func() // hears that etcd went back
 
-	rev atomic.Int64 // the latest that is known for sure
-
 	mu    sync.Mutex
+	rev   int64     // the latest that is known for sure
 	asked time.Time // when it was found out last
+
+	// recent is what it was at since, and old what it was at least historyEvery before.
+	recent, old int64
+	since       time.Time
 }
 
-func (h *history) latest() int64 { return h.rev.Load() }
+func (h *history) latest() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.rev
+}
 
 // note takes the revision of a linearizable answer to a request that was made when the latest one was before.
 func (h *history) note(before, rev int64) {
-	for {
-		latest := h.rev.Load()
-		wentBack := rev < before && latest >= before
-		if !wentBack && rev <= latest {
-			return
-		}
-		if h.rev.CompareAndSwap(latest, rev) {
-			if wentBack {
-				h.wentBack()
-			}
-			return
-		}
+	h.mu.Lock()
+	wentBack := rev < before && h.rev >= before
+	if wentBack {
+		h.rev, h.recent, h.old = rev, rev, rev
+	}
+	h.rev = max(h.rev, rev)
+	if now := time.Now(); now.Sub(h.since) >= historyEvery {
+		h.old, h.recent, h.since = h.recent, h.rev, now
+	}
+	h.mu.Unlock()
+	if wentBack {
+		h.wentBack()
 	}
 }
 
-// isDoubtedBy reports whether any answer's revision is a reason to find out whether etcd went back, now.
+// isDoubtedBy reports whether any answer's revision is a reason to find out whether etcd went back, now: where it is older
+// than what was known a while ago. An answer that is older than the last one may have been on its way (because: a key that was
+// updated again and again cost a question each second, for the event of the update before).
 func (h *history) isDoubtedBy(rev int64) bool {
-	if rev == 0 || rev >= h.latest() {
-		return false
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if time.Since(h.asked) < historyEvery {
+	now, known := time.Now(), h.old
+	if now.Sub(h.since) >= historyEvery {
+		known = h.recent
+	}
+	if rev == 0 || rev >= known || now.Sub(h.asked) < historyEvery {
 		return false
 	}
-	h.asked = time.Now()
+	h.asked = now
 	return true
 }

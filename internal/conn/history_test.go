@@ -104,6 +104,22 @@ func TestAMemberThatLagsCostsOneQuestionASecondAndIsNoNews(t *testing.T) {
 	})
 }
 
+func TestAnAnswerThatWasOnItsWayIsNoDoubt(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		c := f.conn(t)
+		leases, user := keep(t, c, 1), c.Caller(usual)
+		f.setRev(100, 1) // its streams tell of the update before
+		for range 100 {
+			_, err := user.Put(t.Context(), etcd.Write{Key: testKey, Value: "v", Outdated: func() bool { return false }})
+			require.NoError(t, err)
+			require.NoError(t, user.Renew(t.Context(), leases[0]))
+			time.Sleep(time.Second / 10)
+		}
+		at, _ := got[*pb.TxnRequest](f)
+		require.Empty(t, at)
+	})
+}
+
 func TestNoAnswerIsNoNewsOfEtcdsRevision(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		c := f.conn(t)
