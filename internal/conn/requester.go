@@ -31,12 +31,10 @@ type requester struct {
 	misses atomic.Int32
 }
 
-// requireLeader makes a member that knows no leader refuse at once.
-var requireLeader = metadata.Pairs(rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
-
 // call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
 func call[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	ctx = metadata.NewOutgoingContext(ctx, requireLeader)
+	// A member that knows no leader is to refuse at once.
+	ctx = metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
 	made := func(ctx context.Context) error {
 		answer, err = do(ctx, c.links, c.patienceOn, func(ctx context.Context, l *link) (T, error) {
 			return noting(ctx, l, request)

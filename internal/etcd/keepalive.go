@@ -46,18 +46,9 @@ func (k *Keepalive) Gone() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.underway {
-		return k.latestLocked()
+		return time.Now().Add(k.TTL)
 	}
 	return k.gone
-}
-
-// latestLocked returns when the lease ends at the latest where a renewal may still reach etcd: it does so before the lease
-// has ended, or not at all.
-func (k *Keepalive) latestLocked() time.Time {
-	if now := time.Now(); k.until.Before(now) {
-		return now.Add(k.TTL)
-	}
-	return k.until.Add(k.TTL)
 }
 
 // Take returns what has gone wrong since the last Take, nil where nothing has.
@@ -95,7 +86,7 @@ func (k *Keepalive) Unheard() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.underway {
-		k.underway, k.gone = false, k.latestLocked()
+		k.underway, k.gone = false, time.Now().Add(k.TTL)
 	}
 }
 
