@@ -10,8 +10,9 @@ const (
 	mostStreams = 8
 	// chunk is how many renewals are sent at once, so that etcd answers others between them.
 	chunk = 512
-	// gather is how long a request of a watch waits for others, to go out with them: a packet of its own costs many times as
-	// much, on both sides. Nothing is missed meanwhile, since a watch begins at a revision that was read or written.
+	// gather is how long requests of watches wait for others after some were sent, to go out together: a packet of its own
+	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
+	// watch up to 100 ms later than of one after it).
 	gather = 10 * time.Millisecond
 	// askAgain is how long a request has no answer at least until it is made again, twice as long each time, up to
 	// maxRepeats times.

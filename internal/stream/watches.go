@@ -180,12 +180,12 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 		case <-s.ctx.Done():
 			return
 		}
-		backoff.Pause(s.ctx, gather)
 		for _, request := range s.takeUnsent() {
 			if err := stream.Send(request); err != nil {
 				return // the receiving side hears why
 			}
 		}
+		backoff.Pause(s.ctx, gather)
 	}
 }
 
