@@ -318,6 +318,7 @@ func TestAThousandPublishersWithAnAccountThatLoseAllLeasesAuthenticateOnce(t *te
 // ---- Resets ----
 
 func TestResetsEveryQuarterSecondNeverCostAKey(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		ttl    time.Duration
 		secure bool
@@ -435,6 +436,7 @@ type farEtcd struct {
 }
 
 func TestLatencyLosesNoKeyAndKeepsBounds(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]farEtcd{
 		"50 ms each way":           {each: 50 * time.Millisecond, timeout: defaultTimeout, ttl: defaultTTL},
 		"50 ms each way, TTL 2 s":  {each: 50 * time.Millisecond, timeout: defaultTimeout, ttl: 2 * time.Second},
@@ -730,6 +732,7 @@ func TestAPasswordChangedAndChangedBackBringsTheKeyBackAtOnce(t *testing.T) {
 }
 
 func TestAPermissionTakenAndGivenBackCostsNoNeighbourItsKey(t *testing.T) {
+	t.Parallel()
 	for name, taken := range map[string]time.Duration{
 		"for less than the TTL": time.Second,
 		"for twice the TTL":     6 * time.Second,
@@ -908,6 +911,7 @@ func TestAnAccountByCertificateNeedsNoPassword(t *testing.T) {
 // ---- Certificates ----
 
 func TestCertificatesRotatedOnDiskAreUsedFromTheNextConnectionOn(t *testing.T) {
+	t.Parallel()
 	for name, together := range map[string]bool{"all at once": true, "the client's after the server's": false} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -63,7 +63,7 @@ func TestSlowAWatchThatWasDeniedIsAskedForAgain(t *testing.T) {
 			s.begin("it may read and watch")
 			etcdtest.RequireSoon(t, found, func() bool { return etcd.Watchers() == 1 }, "a watch:\n%s", pub)
 			remove(t, etcd, pub.key())
-			s.figure("deleted", s.requireTrue(s.begin("deleted"), within100ms, pub))
+			s.figure("deleted", s.requireTrue(s.begin("deleted"), atOnce, pub))
 			s.requireOneLease(pub)
 		})
 	}

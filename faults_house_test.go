@@ -19,9 +19,6 @@ import (
 
 // Slow answers, far etcds, limits of a rate, and certificates that nobody trusts.
 
-// within100ms is what the way back may take where etcd is there, and has told of the loss.
-const within100ms = 100 * time.Millisecond
-
 func TestADeletedKeyDoesNotWaitForASlowRenewal(t *testing.T) {
 	t.Parallel()
 	const ttl = 6 * time.Second
@@ -29,11 +26,13 @@ func TestADeletedKeyDoesNotWaitForASlowRenewal(t *testing.T) {
 	s := newScene(t, etcd)
 	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7), discov.WithTTL(ttl),
 		dialling(lateOn("LeaseKeepAlive", 1500*time.Millisecond)))
+	var away []time.Duration
 	for range 12 {
 		time.Sleep(rand.N(ttl / 3)) // at a random moment between two renewals
 		remove(t, etcd, pub.key())
-		s.figure("deleted", s.requireTrue(s.begin("deleted"), within100ms, pub))
+		away = append(away, s.requireTrue(s.begin("deleted"), atOnce, pub))
 	}
+	s.requireMostly(100*time.Millisecond, "deleted", away)
 	s.requireOneLease(pub)
 }
 
@@ -85,6 +84,7 @@ func TestAnEtcdThatHasBecomeSlowIsHardlyDialled(t *testing.T) {
 }
 
 func TestAFirstRegistrationOverALongRoundTripTakesOneLease(t *testing.T) {
+	t.Parallel()
 	for name, opts := range map[string][]discov.PubOption{
 		"without an account": nil,
 		"with an account":    {discov.WithPubEtcdAccount("svc", "pass")},

@@ -778,12 +778,13 @@ func (s *scene) requireKeptWhileFrozen(pub *instance, member *etcdtest.Process, 
 // requireAbsentOnlyByAStaleLeader allows for one fault of etcd's own: a leader that was frozen for longer than the TTL may
 // take itself for the leader when it goes on, find the lease expired by its own clock and have it revoked
 // (EtcdServer.ensureLeadership asks nobody while isActive, and a tick is enough for that; see etcd-io/etcd#15247). Seen in
-// one of six runs. No client can prevent it; the key has to be back at once.
+// one of six runs. No client can prevent it. What is asked for then may be lost, since raft drops what was proposed to a
+// leader that steps down, and is asked for again after a second; the key has to be back at once after that.
 func (s *scene) requireAbsentOnlyByAStaleLeader(pub *instance) {
 	s.t.Helper()
 	for _, a := range s.Absences(pub.key()) {
 		s.figure("revoked by the leader that was frozen, absent", a.Duration())
-		require.LessOrEqual(s.t, a.Duration(), 100*time.Millisecond+s.meter.allowance(a.From, a.To), "%s", pub)
+		require.LessOrEqual(s.t, a.Duration(), time.Second+atOnce+s.meter.allowance(a.From, a.To), "%s", pub)
 	}
 	require.LessOrEqual(s.t, len(s.Absences(pub.key())), 1)
 }
