@@ -10,10 +10,10 @@ import (
 )
 
 // do makes a request over the link of now, and over the next one where that is replaced meanwhile.
-func do[T any](ctx context.Context, c *links, patience func(*link) time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func do[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	for {
-		l := c.enter()
-		answer, err = onLink(ctx, c, l, patience(l), request)
+		l := c.links.enter()
+		answer, err = onLink(ctx, c, l, request)
 		moved := l.left.Err() != nil
 		l.calls.Done()
 		if err == nil || !moved || ctx.Err() != nil {
@@ -23,13 +23,13 @@ func do[T any](ctx context.Context, c *links, patience func(*link) time.Duration
 }
 
 // onLink makes a request over a link. Where one member cannot do it, the next is asked at once.
-func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func onLink[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	if l.isClosedByCaller() {
 		return answer, etcd.ErrClientClosed
 	}
-	answer, err = again(ctx, c, l, patience, request)
+	answer, err = again(ctx, c, l, request)
 	if etcd.IsOfOneMember(err) && ctx.Err() == nil && l.members() > 1 && l.ready.isReady() {
-		answer, err = again(ctx, c, l, patience, request)
+		answer, err = again(ctx, c, l, request)
 	}
 	switch {
 	case err != nil && l.isClosedByCaller():
@@ -42,9 +42,9 @@ func onLink[T any](ctx context.Context, c *links, l *link, patience time.Duratio
 
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
-func again[T any](ctx context.Context, c *links, l *link, patience time.Duration, request func(context.Context, *link) (T, error)) (T, error) {
-	r := &race[T]{links: c, link: l, request: request}
-	r.pending = pending{attended: r, patience: patience, pause: max(askAgain, l.pulse.Late())}
+func again[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) (T, error) {
+	r := &race[T]{links: c.links, link: l, request: request}
+	r.pending = pending{attended: r, patience: c.patienceOn(l), pause: max(askAgain, l.pulse.Late())}
 	r.ctx, r.cancel = context.WithCancelCause(ctx)
 	defer r.cancel(nil)
 	l.attendant.attend(&r.pending)
@@ -53,18 +53,20 @@ func again[T any](ctx context.Context, c *links, l *link, patience time.Duration
 	return r.answer, r.err
 }
 
-// noting makes a request once, and notes that it was answered, and how long that took if nothing else was waited for.
-func noting[T any](ctx context.Context, l *link, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	began, connected := time.Now(), l.ready.isReady()
-	answer, err = request(ctx, l)
-	switch {
-	case err != nil:
-	case connected:
-		l.pulse.NoteRoundTrip(began, time.Now())
-	default:
-		l.pulse.NoteAnswer()
+// noted notes that a request was answered, and how long that took if nothing else was waited for.
+func noted[T any](request func(context.Context, *link) (T, error)) func(context.Context, *link) (T, error) {
+	return func(ctx context.Context, l *link) (answer T, err error) {
+		began, connected := time.Now(), l.ready.isReady()
+		answer, err = request(ctx, l)
+		switch {
+		case err != nil:
+		case connected:
+			l.pulse.NoteRoundTrip(began, time.Now())
+		default:
+			l.pulse.NoteAnswer()
+		}
+		return answer, err
 	}
-	return answer, err
 }
 
 // Why a request ends before its context does.

@@ -31,56 +31,55 @@ type requester struct {
 	misses atomic.Int32
 }
 
+// withLeader makes a member that knows no leader refuse at once.
+var withLeader = metadata.Pairs(rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+
 // call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
 func call[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	// A member that knows no leader is to refuse at once.
-	ctx = metadata.AppendToOutgoingContext(ctx, rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
-	made := func(ctx context.Context) error {
-		answer, err = do(ctx, c.links, c.patienceOn, func(ctx context.Context, l *link) (T, error) {
-			return noting(ctx, l, request)
-		})
-		return etcd.Plain(err)
-	}
+	ctx = metadata.NewOutgoingContext(ctx, withLeader)
 	if c.bounds.Call == 0 {
-		err = made(ctx)
-		return answer, err
+		answer, err = do(ctx, c, noted(request))
+		return answer, etcd.Plain(err)
 	}
 	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
 			return answer, err
 		}
 	}
-	_, err = c.within(ctx, c.bounds.Call, made)
-	return answer, err
+	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
+	defer cancel()
+	answer, err = do(bound, c, noted(request))
+	c.isVain(ctx, bound, err)
+	return answer, etcd.Plain(err)
 }
 
-// within bounds what there is to wait for, and counts it where it was in vain: not where ctx was done.
-func (c *requester) within(ctx context.Context, d time.Duration, wait func(context.Context) error) (vain bool, err error) {
-	bound, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	err = wait(bound)
-	if vain = err != nil && errors.Is(bound.Err(), context.DeadlineExceeded) && ctx.Err() == nil; vain {
-		c.misses.Add(1)
+// isVain reports whether what had bound was in vain, and counts it then: not where ctx was done.
+func (c *requester) isVain(ctx, bound context.Context, err error) bool {
+	if err == nil || !errors.Is(bound.Err(), context.DeadlineExceeded) || ctx.Err() != nil {
+		return false
 	}
-	return vain, err
+	c.misses.Add(1)
+	return true
 }
 
 // longer bounds a wait for a connection: longer and longer while it is in vain.
 func (c *requester) longer(ctx context.Context, wait func(context.Context) error) error {
-	bound := max(c.bounds.Call, min(c.bounds.Call<<min(c.misses.Load(), 10), longestWait))
-	vain, err := c.within(ctx, bound, wait)
-	if vain {
-		return &etcd.UnsentError{Err: err}
-	}
-	if err == nil {
+	d := max(c.bounds.Call, min(c.bounds.Call<<min(c.misses.Load(), 10), longestWait))
+	bound, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	err := wait(bound)
+	switch {
+	case err == nil:
 		c.misses.Store(0)
+	case c.isVain(ctx, bound, err):
+		return &etcd.UnsentError{Err: err}
 	}
 	return err
 }
 
 // await waits for a connection.
 func (c *requester) await(ctx context.Context) error {
-	_, err := do(ctx, c.links, c.patienceOn, func(ctx context.Context, l *link) (struct{}, error) {
+	_, err := do(ctx, c, func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.await(ctx)
 	})
 	return etcd.Plain(err)

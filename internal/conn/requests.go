@@ -37,19 +37,25 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 // outlast returns a context for a request that is bounded, not cancelled (because: etcd might grant a lease after it was
 // revoked): it has ctx's deadline, but where the user has cancelled ctx, it ends by a time later, or when the link is left.
 func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	if deadline, ok := ctx.Deadline(); ok {
-		longer, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	}
+	longer, cancel := withDeadlineOf(ctx)
 	stop := context.AfterFunc(ctx, func() {
-		if errors.Is(context.Cause(ctx), errOvertaken) {
+		if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) || errors.Is(cause, errLeft) {
 			cancel()
-		} else {
-			time.AfterFunc(by, cancel)
+			return
 		}
+		stopLeft := context.AfterFunc(l.left, cancel)
+		time.AfterFunc(by, func() { stopLeft(); cancel() })
 	})
-	stopLeft := context.AfterFunc(l.left, cancel)
-	return longer, func() { stop(); stopLeft(); cancel() }
+	return longer, func() { stop(); cancel() }
+}
+
+// withDeadlineOf returns a context with ctx's values and its deadline, if it has one, that is not cancelled with it.
+func withDeadlineOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if ctx = context.WithoutCancel(ctx); ok {
+		return context.WithDeadline(ctx, deadline)
+	}
+	return context.WithCancel(ctx)
 }
 
 // grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.

@@ -32,7 +32,9 @@ type Tuning struct {
 // To returns the target with these endpoints, whose order does not matter.
 func (t Target) To(endpoints []string) Target {
 	if t.Client == nil {
-		t.endpoints = strings.Join(slices.Compact(slices.Sorted(slices.Values(endpoints))), "\n")
+		sorted := slices.Clone(endpoints)
+		slices.Sort(sorted)
+		t.endpoints = strings.Join(slices.Compact(sorted), "\n")
 	}
 	return t
 }
