@@ -252,7 +252,7 @@ func TestAKeepAliveThatIsGivenUpInAGrantReturnsInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		p := f.publisher(WithId(7), quiet)
-		p.connect = func(context.Context) (connected, error) {
+		p.connect = func(_, _ context.Context) (connected, error) {
 			on := connectedTo(stubbornEtcd{f})
 			on.release = f.release
 			return on, nil

@@ -21,7 +21,7 @@ func (l *ledger) awaitLocked(ctx context.Context, call string, settled func() (b
 		if over {
 			return l.unsettledLocked(ctx, call, err)
 		}
-		changed := l.changed
+		changed := l.changed.heard()
 		l.mu.Unlock()
 		select {
 		case <-changed:

@@ -36,7 +36,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f := newFakeEtcd(t)
 				p := f.publisher(WithId(7), quiet)
-				p.connect = func(context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
+				p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 				ctx, cancel := end(t.Context())
 				time.AfterFunc(300*time.Millisecond, cancel)
 				began := time.Now()
@@ -57,7 +57,7 @@ func TestAKeepAliveWhoseDeadlineIsOverSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
 		p := f.publisher(WithId(7), quiet)
-		p.connect = func(context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
+		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 		err := p.KeepAlive()
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.NotErrorIs(t, err, context.Canceled)
@@ -106,7 +106,7 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 		})
 	}
 	noClient := func(_ *fakeEtcd, p *Publisher) {
-		p.connect = func(context.Context) (connected, error) { return connected{}, errors.New("no client") }
+		p.connect = func(_, _ context.Context) (connected, error) { return connected{}, errors.New("no client") }
 	}
 	for name, spoil := range map[string]func(*fakeEtcd, *Publisher){
 		"a permission is lacking":     denied,
@@ -169,7 +169,7 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 		f, events := newFakeEtcd(t), &eventLog{}
 		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
 		ctx, giveUp := context.WithCancel(t.Context())
-		p.connect = func(context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
+		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
 		settle(2 * time.Second)
 		var told []error
@@ -300,9 +300,9 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				f, events := newFakeEtcd(t), &eventLog{}
 				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.observe)}, opts...)...)
-				p.connect = func(ctx context.Context) (connected, error) {
-					<-ctx.Done()
-					return connected{}, ctx.Err()
+				p.connect = func(_, stop context.Context) (connected, error) {
+					<-stop.Done()
+					return connected{}, stop.Err()
 				}
 				started := make(chan error, 1)
 				go func() { started <- p.KeepAlive() }()

@@ -83,7 +83,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 // publisher returns a Publisher on the fake.
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
 	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
-	p.connect = func(context.Context) (connected, error) {
+	p.connect = func(_, _ context.Context) (connected, error) {
 		return connected{first: f, usual: f, release: f.release}, nil
 	}
 	return p
@@ -507,11 +507,11 @@ func (f *fakeEtcd) writeLocked(what etcd.Write) error {
 	return nil
 }
 
-func (f *fakeEtcd) Watch(key string, now etcd.Entry, rev int64) *etcd.Watcher {
+func (f *fakeEtcd) Watch(key string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	w := &fakeWatch{key: key, now: now}
-	w.Watcher = etcd.NewWatcher(func() {
+	w.Watcher = etcd.NewWatcher(bell, func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.watches, w)

@@ -18,51 +18,60 @@ var (
 
 // hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
 // the doubt whether the value is the latest.
-func (r *registration) hold(ctx context.Context, updated <-chan struct{}) error {
+func (r *registration) hold(ctx context.Context) error {
 	r.settled = false
-	watch := r.watchKey()
+	r.watchKey()
 	if !r.leases.isClean() { // now that the key is on another
 		defer r.leases.sweepBeside(ctx)()
 	}
-	doubt := r.untilDoubt(ctx, updated, watch)
+	doubt := r.untilDoubt(ctx)
 	if !errors.Is(doubt, errValueUpdated) {
 		r.unwatch()
 	}
 	return doubt
 }
 
-// untilDoubt waits for a doubt, and returns it.
-func (r *registration) untilDoubt(ctx context.Context, updated <-chan struct{}, watch *etcd.Watcher) error {
-	lease := r.leases.held
+// rests reports whether there is nothing to do but to hold the key.
+func (r *registration) rests() bool { return r.settled && !r.conflict && r.leases.isClean() }
+
+// untilDoubt waits for a doubt, and returns it. The bell may have been heard by others: so it looks first.
+func (r *registration) untilDoubt(ctx context.Context) error {
 	free := r.untilFree()
 	for {
+		if doubt := r.look(); doubt != nil {
+			return doubt
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-updated:
-			r.fresh = r.isRight() // by the watch
-			return errValueUpdated
 		case <-free:
 			return errKeyGone
-		case <-watch.Signal:
-			if doubt := r.hear(); doubt != nil {
-				return doubt
-			}
-		case <-lease.Signal:
-			if doubt := r.leaseDoubt(); doubt != nil {
-				return doubt
-			}
+		case <-r.bell:
 		}
 	}
 }
 
+// look returns a doubt that there is.
+func (r *registration) look() error {
+	if doubt := r.hear(); doubt != nil {
+		return doubt
+	}
+	if doubt := r.leaseDoubt(); doubt != nil {
+		return doubt
+	}
+	if r.wanted.isNew() {
+		r.fresh = r.isRight() // by the watch
+		return errValueUpdated
+	}
+	return nil
+}
+
 // watchKey watches the key, from what was read or written last. A watch that there is goes on.
-func (r *registration) watchKey() *etcd.Watcher {
+func (r *registration) watchKey() {
 	if r.watch == nil || r.watched != r.key {
 		r.unwatch()
-		r.watch, r.watched = r.store.Watch(r.key, r.seen, r.rev), r.key
+		r.watch, r.watched = r.store.Watch(r.key, r.seen, r.rev, r.bell), r.key
 	}
-	return r.watch
 }
 
 // untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back; nil

@@ -28,8 +28,8 @@ const (
 type keeper struct {
 	*ledger
 	opts *options // nobody writes them
-	// connect gives it its etcd.
-	connect func(context.Context) (connected, error)
+	// connect gives it its etcd, unless one of the two is done first.
+	connect func(bound, stop context.Context) (connected, error)
 }
 
 // connected is etcd as a Publisher sees it.
@@ -51,16 +51,35 @@ func (k *keeper) run(first *start) {
 	r := new(registration)
 	for first != nil {
 		r = k.newRegistration(on.first, r)
-		failed := k.begin(first.bound, r)
+		failed := k.begin(first, r)
 		r.use(on.usual)
 		if failed = k.begun(first, failed); failed == nil {
-			left := k.keep(r)
-			on.release()
-			k.finish(left)
+			k.stay(r, on.release)
 			return
 		}
 		first = k.undo(first, failed, r, on.release)
 	}
+}
+
+// stay goes on after the first registration, on a goroutine of its own: as long as there is nothing to do, that has a stack
+// of 2 KB. The one of a goroutine that has made a request is 8 KB, of which the garbage collector takes back half.
+func (k *keeper) stay(r *registration, release func()) {
+	want, latch := k.heed()
+	rests := want == wantPublished && r.rests()
+	if rests {
+		r.watchKey()
+	}
+	go func() {
+		if rests {
+			select {
+			case <-latch.Done():
+			case <-r.bell:
+			}
+		}
+		left := k.keep(r)
+		release()
+		k.finish(left)
+	}()
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
@@ -114,28 +133,29 @@ func (k *keeper) restAfter(ctx context.Context, r *registration, retry *backoff.
 	}
 	again := time.NewTimer(tooLargeAgain)
 	defer again.Stop()
-	select {
-	case <-k.news():
-	case <-again.C:
-	case <-ctx.Done():
+	for !k.isNew() {
+		select {
+		case <-k.wish.bell:
+		case <-again.C:
+			return
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
 // connectFirst connects. A start in the background that is not connected at once is promised, and goes on trying.
 func (k *keeper) connectFirst(first *start) (connected, error) {
 	if !k.opts.backgroundStart {
-		ctx, cancel := context.WithCancel(first.bound)
-		defer cancel()
-		defer context.AfterFunc(k.wish.stop, cancel)()
-		return k.connect(ctx)
+		return k.connect(first.bound, k.wish.stop)
 	}
 	late := time.AfterFunc(connectAtOnce, func() { k.promise(first) })
-	on, err := k.connect(k.wish.stop)
+	on, err := k.connect(k.wish.stop, k.wish.stop)
 	if inTime := late.Stop(); inTime && err != nil {
 		return connected{}, err
 	}
 	k.promise(first)
-	for retry := backoff.New(); err != nil; on, err = k.connect(k.wish.stop) {
+	for retry := backoff.New(); err != nil; on, err = k.connect(k.wish.stop, k.wish.stop) {
 		k.noteUnconnected(err)
 		if !retry.Wait(k.wish.stop) {
 			return connected{}, err
@@ -147,8 +167,8 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 // newRegistration has of the one before, which was withdrawn, the leases that are left.
 func (k *keeper) newRegistration(on store, before *registration) *registration {
 	r := &registration{
-		latest:   k.latest,
-		outdated: k.outdated,
+		wanted:   k.ledger,
+		bell:     k.wish.bell,
 		prefix:   k.prefix,
 		suffixed: !k.opts.exactKey,
 		id:       k.opts.id,
@@ -160,6 +180,7 @@ func (k *keeper) newRegistration(on store, before *registration) *registration {
 		suspicions: before.leases.suspicions,
 		find:       r.findLeases,
 		onChange:   k.noteLease,
+		bell:       k.wish.bell,
 	}
 	r.use(on)
 	if r.isNamed() {
@@ -170,18 +191,22 @@ func (k *keeper) newRegistration(on store, before *registration) *registration {
 
 // begin makes the first registration, unless the user wants something else meanwhile. A try that failed is told when there
 // is another one: of the last one, fail tells.
-func (k *keeper) begin(bound context.Context, r *registration) error {
+func (k *keeper) begin(first *start, r *registration) error {
+	if k.opts.backgroundStart {
+		return nil
+	}
 	var failed error
-	end := cleanUpFrom(bound)
-	for retry := backoff.New(); !k.opts.backgroundStart; {
-		want, latch := k.heed()
+	end := cleanUpFrom(first.bound)
+	for retry := backoff.New(); ; {
+		ctx, cancel := context.WithDeadline(first.caller, end)
+		want, latch := k.tryFirst(cancel)
 		if want != wantPublished {
+			cancel()
 			return nil
 		}
 		if failed != nil {
 			k.enter(StateRegistering, failed)
 		}
-		ctx, cancel := k.attempt(latch, bound, end)
 		failed = moreTelling(failed, k.reconcile(ctx, r))
 		again := failed != nil && !etcd.IsFinal(failed) && retry.Wait(ctx)
 		cancel()
@@ -189,7 +214,6 @@ func (k *keeper) begin(bound context.Context, r *registration) error {
 			return failed
 		}
 	}
-	return nil
 }
 
 // moreTelling is the error of the last try, or that of the one before where it names a failed handshake: gRPC tells of
@@ -205,13 +229,6 @@ func moreTelling(before, last error) error {
 func cleanUpFrom(bound context.Context) time.Time {
 	deadline, _ := bound.Deadline()
 	return deadline.Add(-time.Until(deadline) / cleanUpShare)
-}
-
-// attempt ends with the latch, when the caller gives up, and at the end.
-func (k *keeper) attempt(latch, bound context.Context, end time.Time) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithDeadline(latch, end)
-	stop := context.AfterFunc(bound, cancel)
-	return ctx, func() { stop(); cancel() }
 }
 
 // undo withdraws what a first registration that failed may have left, and answers KeepAlive at its bound. What is left then
@@ -306,7 +323,7 @@ func isCutShort(ctx context.Context) bool {
 
 // hold keeps the registration until there is a doubt, and tells of one that is a loss.
 func (k *keeper) hold(ctx context.Context, r *registration) (doubt error) {
-	doubt = r.hold(ctx, k.news())
+	doubt = r.hold(ctx)
 	if ctx.Err() == nil && isLoss(doubt) {
 		k.lost(doubt)
 	}

@@ -83,8 +83,9 @@ type leases struct {
 	// been. find returns those that hold a key of ours.
 	suspicions int
 	find       func(context.Context) ([]clientv3.LeaseID, error)
-	// onChange hears of another lease held.
+	// onChange hears of another lease held, and bell of what goes wrong with it.
 	onChange func(held *etcd.Keepalive)
+	bell     etcd.Bell
 }
 
 // secure makes sure that a lease is held: grants one where there is none, and renews it where its time is up. It returns
@@ -121,6 +122,7 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
+	lease.Bell = ls.bell
 	ls.store.KeepAlive(lease)
 	ls.onChange(lease)
 	return nil

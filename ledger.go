@@ -19,10 +19,11 @@ type ledger struct {
 	mu sync.Mutex // guards all below
 
 	wish    wish
-	status  Status        // all but the value, which is the wish's
-	changed chan struct{} // closed and replaced when anything that a call waits for has changed
+	status  Status // all but the value, which is the wish's
+	changed wakeup // woken when anything that a call waits for has changed
 
 	running  bool   // whether a KeepAlive is under way or in effect
+	cut      func() // ends the try of a first registration that is under way; nil where none is
 	clearing bool   // whether the goroutine withdraws what a KeepAlive that failed has left
 	next     *start // a KeepAlive that came meanwhile, nil if none did
 	again    latch  // set with it
@@ -41,7 +42,8 @@ type ledger struct {
 
 // start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
 type start struct {
-	bound    context.Context // of the first registration and, where that fails, of its clean-up
+	caller   context.Context // may be cancelled
+	bound    context.Context // the caller's, with a deadline: of the first registration and, where that fails, of its clean-up
 	answered bool
 	err      error
 }
@@ -52,7 +54,6 @@ func newLedger(prefix, value string, t *teller) *ledger {
 		teller:    t,
 		wish:      newWish(value),
 		status:    Status{State: StateIdle, Since: time.Now()},
-		changed:   make(chan struct{}),
 		done:      make(chan struct{}),
 		withdrawn: true,
 		family:    newFamily(),
@@ -114,10 +115,7 @@ func (l *ledger) noteErrorLocked(err error) {
 }
 
 // wakeLocked wakes the calls that wait, since something has changed.
-func (l *ledger) wakeLocked() {
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
+func (l *ledger) wakeLocked() { l.changed.wake() }
 
 // What follows is for the goroutine.
 
@@ -132,11 +130,31 @@ func (l *ledger) enter(to State, err error) {
 func (l *ledger) heed() (want, latch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.heedLocked()
+}
+
+func (l *ledger) heedLocked() (want, latch) {
 	now, latch := l.wish.now()
 	if now == wantPublished {
 		l.withdrawn = false
 	}
 	return now, latch
+}
+
+// tryFirst heeds for a try of a first registration, which cut ends once the user wants something else.
+func (l *ledger) tryFirst(cut func()) (want, latch) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cut = cut
+	return l.heedLocked()
+}
+
+// cutLocked ends the try of a first registration that is under way. The goroutine hears by its latch why.
+func (l *ledger) cutLocked() {
+	if l.cut != nil {
+		l.cut()
+		l.cut = nil
+	}
 }
 
 // beginTry notes that what is new is being dealt with, and returns whether the user has decided to publish since the key was
@@ -167,11 +185,11 @@ func (l *ledger) outdated() bool {
 	return l.taken != l.wish.updates
 }
 
-// news is closed when there is a value, or a decision, that the goroutine has not taken.
-func (l *ledger) news() <-chan struct{} {
+// isNew reports whether there is a value, or a decision, that the goroutine has not taken.
+func (l *ledger) isNew() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.wish.news.Done()
+	return l.wish.isNew
 }
 
 // publishedLocked notes that etcd holds the value that was taken, or refused it with an error and holds the one before.
@@ -281,6 +299,7 @@ func (l *ledger) promise(s *start) {
 func (l *ledger) begun(s *start, err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.cut = nil
 	switch over := !s.answered && s.bound.Err() != nil; {
 	case over:
 		return l.givenUpLocked(s, err)

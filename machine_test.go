@@ -402,12 +402,12 @@ func TestAKeepAliveThatFailsLeavesATenthOfItsBoundToTheCleanUp(t *testing.T) {
 // begun is a Publisher whose first registration has succeeded, and whose goroutine has not seen what is asked for since.
 func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
 	p = f.publisher(WithId(7), quiet)
-	ctx, cancel := p.bound(context.Background())
+	bound, cancel := p.bound(context.Background())
 	defer cancel()
 	p.running, p.wish.takeover = true, true
 	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	r := k.newRegistration(f, new(registration))
-	require.NoError(f.t, k.begin(ctx, r))
+	require.NoError(f.t, k.begin(&start{caller: context.Background(), bound: bound}, r))
 	return p, func() { k.finish(k.keep(r)) }
 }
 
@@ -475,9 +475,9 @@ func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.observe))
 		connect := p.connect
 		var connects atomic.Bool
-		p.connect = func(ctx context.Context) (connected, error) {
+		p.connect = func(ctx, _ context.Context) (connected, error) {
 			if connects.Load() {
-				return connect(ctx)
+				return connect(ctx, ctx)
 			}
 			time.Sleep(200 * time.Millisecond)
 			return connected{}, errors.New("no client")
@@ -547,7 +547,7 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
 		var events eventLog
 		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
 		ctx, giveUp := context.WithCancel(t.Context())
-		p.connect = func(context.Context) (connected, error) {
+		p.connect = func(_, _ context.Context) (connected, error) {
 			late := lateEtcd{f, giveUp}
 			return connected{first: late, usual: late, release: func() {}}, nil
 		}

@@ -69,8 +69,7 @@ type Publisher struct {
 
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
-	// connect gives the goroutine its etcd.
-	connect func(context.Context) (connected, error)
+	connect  func(bound, stop context.Context) (connected, error) // for the goroutine
 }
 
 // NewPublisher returns a Publisher of value at key, which becomes <key>/<lease ID>, or <key>/<id> with WithId. endpoints
@@ -112,8 +111,8 @@ func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption
 }
 
 // share is the real connect: the use of a connection that is shared.
-func (p *Publisher) share(ctx context.Context) (connected, error) {
-	shared, err := connections.acquire(ctx, p.opts.target.To(p.endpoints))
+func (p *Publisher) share(bound, stop context.Context) (connected, error) {
+	shared, err := connections.acquire(bound, stop, p.opts.target.To(p.endpoints))
 	if err != nil {
 		return connected{}, err
 	}
@@ -158,9 +157,9 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return p.refused("keep alive", causeOf(ctx))
 	}
-	ctx, cancel := p.bound(ctx)
+	bound, cancel := p.bound(ctx)
 	defer cancel()
-	first := &start{bound: ctx}
+	first := &start{caller: ctx, bound: bound}
 	if err := p.start(first); err != nil {
 		return err
 	}
@@ -216,6 +215,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	}
 	if !p.wish.isPaused() {
 		p.wish.setPaused()
+		p.cutLocked()
 		p.wakeLocked()
 	}
 	switch {
@@ -332,6 +332,7 @@ func (p *Publisher) beginStop() {
 	}
 	p.unfollow()
 	p.wish.setStopped()
+	p.cutLocked()
 	p.wakeLocked()
 	switch {
 	case p.running:

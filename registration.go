@@ -29,8 +29,8 @@ type registration struct {
 	store  store
 	leases leases
 
-	latest   func() string // the value that is wanted now
-	outdated func() bool   // whether it is another one since
+	wanted   wanted
+	bell     etcd.Bell // rung when something has happened to the key, to the lease, or to what is wanted
 	prefix   string
 	suffixed bool  // whether something is appended to the prefix
 	id       int64 // what, or zero for the lease ID
@@ -57,6 +57,15 @@ type registration struct {
 
 	// puts counts the writes of a key that was missing or wrong.
 	puts int
+}
+
+// wanted is what the user wants: the ledger.
+type wanted interface {
+	// latest takes the value that is wanted now.
+	latest() string
+	// outdated reports whether it is another one since, and isNew whether that, or a decision, was not taken.
+	outdated() bool
+	isNew() bool
 }
 
 // use makes the registration ask this store from now on.
@@ -233,7 +242,7 @@ func (r *registration) takeLatest(ctx context.Context) error {
 	if err := r.store.Ready(ctx); err != nil {
 		return err
 	}
-	r.value = r.latest()
+	r.value = r.wanted.latest()
 	if r.refusal != nil && r.value == r.refused {
 		r.value = r.accepted
 	} else {
@@ -244,7 +253,7 @@ func (r *registration) takeLatest(ctx context.Context) error {
 
 // write returns what makes the key right.
 func (r *registration) write() etcd.Write {
-	return etcd.Write{Key: r.key, Value: r.value, Lease: r.leases.held.ID, Outdated: r.outdated}
+	return etcd.Write{Key: r.key, Value: r.value, Lease: r.leases.held.ID, Outdated: r.wanted.outdated}
 }
 
 func (r *registration) wrote(rev int64) {

@@ -32,25 +32,36 @@ type sharedConn struct {
 	err    error
 }
 
-// acquire returns the connection to the target, dialled once for all who ask at the same time. It returns early if ctx is
-// done first; the dial goes on for the others. Each acquire that returns no error wants a release.
-func (r *registry) acquire(ctx context.Context, to conn.Target) (*sharedConn, error) {
+// acquire returns the connection to the target, dialled once for all who ask at the same time. It returns early if bound or
+// stop is done first; the dial goes on for the others. Each acquire that returns no error wants a release.
+func (r *registry) acquire(bound, stop context.Context, to conn.Target) (*sharedConn, error) {
 	s := r.join(to)
-	select {
-	case <-s.opened:
-	default: // also where ctx is done, unless it is open already
-		select {
-		case <-s.opened:
-		case <-ctx.Done():
-			go r.leave(s)
-			return nil, fmt.Errorf("discov: make a client for %s: %w", to, causeOf(ctx))
-		}
+	if err := s.await(bound, stop); err != nil {
+		go r.leave(s)
+		return nil, fmt.Errorf("discov: make a client for %s: %w", to, err)
 	}
 	if s.err != nil {
 		r.release(s)
 		return nil, s.err
 	}
 	return s, nil
+}
+
+// await waits until the connection is open. One that is open is no error, also where bound or stop is done.
+func (s *sharedConn) await(bound, stop context.Context) error {
+	select {
+	case <-s.opened:
+		return nil
+	default:
+	}
+	select {
+	case <-s.opened:
+		return nil
+	case <-bound.Done():
+		return causeOf(bound)
+	case <-stop.Done():
+		return causeOf(stop)
+	}
 }
 
 // join counts a user of the connection to the target, which is dialled for the first one.

@@ -181,7 +181,7 @@ func TestWhoSharesAConnection(t *testing.T) {
 			acquire := func(u user) *sharedConn {
 				p := NewPublisher(u.endpoints, testKey, testValue, u.opts...)
 				require.NoError(t, p.validate())
-				c, err := r.acquire(t.Context(), p.opts.target.To(p.endpoints))
+				c, err := r.acquire(t.Context(), t.Context(), p.opts.target.To(p.endpoints))
 				require.NoError(t, err)
 				return c
 			}
@@ -261,7 +261,7 @@ func TestConnectionsComeAndGoUnderStress(t *testing.T) {
 		running.Go(func() {
 			for range 100 {
 				to := conn.Target{Login: accounts[rand.IntN(len(accounts))]}.To(srv.Endpoints())
-				c, err := r.acquire(t.Context(), to)
+				c, err := r.acquire(t.Context(), t.Context(), to)
 				if !assert.NoError(t, err) {
 					return
 				}

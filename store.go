@@ -40,7 +40,7 @@ type store interface {
 	Put(ctx context.Context, what etcd.Write) (rev int64, err error)
 	// PutOver writes a key if nobody has written it since was was read, and otherwise returns what is there.
 	PutOver(ctx context.Context, was etcd.Entry, what etcd.Write) (put bool, now etcd.Entry, rev int64, err error)
-	// Watch tells of the key, which was so at revision rev, and reads it now and then, in case that the watch missed
-	// something. It never blocks.
-	Watch(key string, now etcd.Entry, rev int64) *etcd.Watcher
+	// Watch tells of the key, which was so at revision rev, and rings the bell. It reads the key now and then, in case that
+	// the watch missed something. It never blocks.
+	Watch(key string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher
 }

@@ -56,7 +56,7 @@ type teller struct {
 	observe func(Event) // nil where nobody observes
 
 	mu      sync.Mutex
-	quota   *quota // the connection's, once there is one
+	quota   *quota // the connection's, once there is one; nil where none was needed before
 	waiting []Event
 	missed  int
 	telling bool // whether there is a goroutine
@@ -68,7 +68,7 @@ type teller struct {
 }
 
 func newTeller(observe func(Event), logger *slog.Logger) *teller {
-	return &teller{observe: observe, logger: logger, quota: newQuota()}
+	return &teller{observe: observe, logger: logger}
 }
 
 // share makes the log's quota that of all Publishers on a connection.
@@ -86,11 +86,15 @@ func (t *teller) add(event Event) {
 		t.missed++
 	}
 	t.waiting = append(t.waiting, event)
-	if !t.telling {
+	if !t.telling && (t.observe != nil || !event.isPassing()) {
 		t.telling = true
 		go t.run()
 	}
 }
+
+// isPassing reports whether an event is told with the next one where nobody observes: that a Publisher has begun to register
+// goes to the log for debugging, and a goroutine for it would cost more than it is worth.
+func (e Event) isPassing() bool { return e.To == StateRegistering && e.Err == nil }
 
 func (t *teller) run() {
 	for {
@@ -114,7 +118,7 @@ func (t *teller) next() (event Event, missed int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.waiting) == 0 {
-		t.telling = false
+		t.waiting, t.telling = nil, false
 		return Event{}, 0, false
 	}
 	event, missed = t.waiting[0], t.missed
@@ -197,10 +201,7 @@ func (t *teller) remind(e Event) {
 
 // writeTrouble writes within the quota.
 func (t *teller) writeTrouble(level slog.Level, message string, e Event, args ...any) {
-	t.mu.Lock()
-	q := t.quota
-	t.mu.Unlock()
-	ok, suppressed := q.take()
+	ok, suppressed := t.lines().take()
 	if !ok {
 		level = slog.LevelDebug
 	}
@@ -208,6 +209,16 @@ func (t *teller) writeTrouble(level slog.Level, message string, e Event, args ..
 		args = append(args, "suppressed", suppressed)
 	}
 	t.write(level, message, e, args...)
+}
+
+// lines returns the quota that counts: the Publisher's own before there is a connection.
+func (t *teller) lines() *quota {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.quota == nil {
+		t.quota = newQuota()
+	}
+	return t.quota
 }
 
 func (t *teller) write(level slog.Level, message string, e Event, args ...any) {

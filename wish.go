@@ -1,6 +1,10 @@
 package discov
 
-import "context"
+import (
+	"context"
+
+	"github.com/discov-go/discov/internal/etcd"
+)
 
 // latch is a fact as a channel, closed while it holds: its Done. As a context it ends the calls to etcd that it makes
 // pointless.
@@ -15,6 +19,31 @@ func newLatch() latch {
 }
 
 func (l latch) isSet() bool { return l.Err() != nil }
+
+// longSet is a latch that is set.
+var longSet = func() latch {
+	l := newLatch()
+	l.set()
+	return l
+}()
+
+// wakeup wakes all who wait for it.
+type wakeup struct{ next chan struct{} }
+
+// heard returns a channel that is closed when all are woken next.
+func (w *wakeup) heard() <-chan struct{} {
+	if w.next == nil {
+		w.next = make(chan struct{})
+	}
+	return w.next
+}
+
+func (w *wakeup) wake() {
+	if w.next != nil {
+		close(w.next)
+		w.next = nil
+	}
+}
 
 // want is what the user wants of the key.
 type want int
@@ -32,8 +61,9 @@ type wish struct {
 	// takeover is whether somebody has decided to publish, and the key was not put since.
 	takeover bool
 
-	// news is set while there is a value, or a decision, that the goroutine has not taken.
-	news latch
+	// isNew is whether there is a value, or a decision, that the goroutine has not taken. The bell is rung then, which wakes it.
+	isNew bool
+	bell  etcd.Bell
 	// The goroutine hears the user by these three. pause is set while the key is not to be published, resume while it is
 	// not to stay withdrawn, and stop for good, as the other two are then. stop is never replaced, so it may be read
 	// without mu.
@@ -41,9 +71,7 @@ type wish struct {
 }
 
 func newWish(value string) wish {
-	w := wish{value: value, news: newLatch(), pause: newLatch(), resume: newLatch(), stop: newLatch()}
-	w.resume.set()
-	return w
+	return wish{value: value, bell: etcd.NewBell(), pause: newLatch(), resume: longSet, stop: newLatch()}
 }
 
 // now returns what is wanted, and the latch that is set when that is something else.
@@ -82,19 +110,20 @@ func (w *wish) setStopped() {
 
 func (w *wish) setTakeover() {
 	w.takeover = true
-	w.news.set()
+	w.tell()
 }
 
 func (w *wish) setValue(value string) {
 	if value != w.value {
 		w.value = value
 		w.updates++
-		w.news.set()
+		w.tell()
 	}
 }
 
-func (w *wish) clearNews() {
-	if w.news.isSet() {
-		w.news = newLatch()
-	}
+func (w *wish) tell() {
+	w.isNew = true
+	w.bell.Ring()
 }
+
+func (w *wish) clearNews() { w.isNew = false }

@@ -36,11 +36,11 @@ func TestAWishIsALevelWhoseLatchIsSetWhenItIsAnother(t *testing.T) {
 func TestAnEqualValueIsNoNews(t *testing.T) {
 	w := newWish("v0")
 	w.setValue("v0")
-	require.False(t, w.news.isSet())
+	require.False(t, w.isNew)
 	require.Zero(t, w.updates)
 	w.setValue("v1")
-	require.True(t, w.news.isSet())
+	require.True(t, w.isNew)
 	w.clearNews()
-	require.False(t, w.news.isSet())
+	require.False(t, w.isNew)
 	require.EqualValues(t, 1, w.updates)
 }

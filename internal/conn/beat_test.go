@@ -28,7 +28,7 @@ func renewals(f *fakeEtcd) map[int64][]time.Duration {
 // told returns what the lease has heard of since it was asked last.
 func told(lease *etcd.Keepalive) error {
 	select {
-	case <-lease.Signal:
+	case <-lease.Bell:
 		return lease.Take()
 	default:
 		return nil
@@ -63,7 +63,7 @@ func TestALeaseJoinsAtTheNextBeatAndOneThatIsLetGoIsNotRenewed(t *testing.T) {
 		c := f.conn(t)
 		leases := keep(t, c, 2)
 		time.Sleep(2 * period)
-		later := etcd.NewKeepalive(3, testTTL, time.Now())
+		later := newLease(3, testTTL)
 		c.beats.KeepAlive(later)
 		c.beats.LetGo(leases[0])
 		f.forget()
@@ -80,7 +80,7 @@ func TestLeasesOfSeveralTTLsHaveBeatsOfTheirOwn(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		c := f.conn(t)
 		keep(t, c, 1)
-		longer := etcd.NewKeepalive(2, 2*testTTL, time.Now())
+		longer := newLease(2, 2*testTTL)
 		c.beats.KeepAlive(longer)
 		time.Sleep(6 * period)
 		c.beats.LetGo(longer)
@@ -177,7 +177,7 @@ func TestABeatThatFallsWhileItsLinkIsLeftIsNotLost(t *testing.T) {
 		for range 30 { // either may be noticed first
 			c, err := Open(f.target())
 			require.NoError(t, err)
-			lease := etcd.NewKeepalive(1, testTTL, time.Now())
+			lease := newLease(1, testTTL)
 			c.beats.KeepAlive(lease)
 			time.Sleep(period)
 			f.forget()

@@ -125,10 +125,17 @@ func (f *fakeEtcd) user(t *testing.T, bounds Bounds) *Caller {
 }
 
 // keep keeps n leases alive, until the test is over.
+// newLease returns a lease that was granted just now.
+func newLease(id clientv3.LeaseID, ttl time.Duration) *etcd.Keepalive {
+	lease := etcd.NewKeepalive(id, ttl, time.Now())
+	lease.Bell = etcd.NewBell()
+	return lease
+}
+
 func keep(t *testing.T, c *Conn, n int) (leases []*etcd.Keepalive) {
 	t.Helper()
 	for id := range n {
-		lease := etcd.NewKeepalive(clientv3.LeaseID(id+1), testTTL, time.Now())
+		lease := newLease(clientv3.LeaseID(id+1), testTTL)
 		c.beats.KeepAlive(lease)
 		t.Cleanup(func() { c.beats.LetGo(lease) })
 		leases = append(leases, lease)

@@ -17,7 +17,7 @@ import (
 func toldWentBack(leases []*etcd.Keepalive) (n int) {
 	for _, lease := range leases {
 		select {
-		case <-lease.Signal:
+		case <-lease.Bell:
 			if errors.Is(lease.Take(), etcd.ErrWentBack) {
 				n++
 			}
@@ -146,7 +146,7 @@ func TestAMemberThatLagsDoesNotSayByItselfThatEtcdWentBack(t *testing.T) {
 	c := newConn(t, Target{}.To(behind.Endpoints()))
 	require.NoError(t, c.own.Ready(deadline(t, eventually)))
 	require.NoError(t, c.own.lookBack(deadline(t, eventually)))
-	lease := etcd.NewKeepalive(1, testTTL, time.Now())
+	lease := newLease(1, testTTL)
 	c.beats.KeepAlive(lease)
 	defer c.beats.LetGo(lease)
 

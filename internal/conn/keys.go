@@ -43,11 +43,11 @@ type key struct {
 	cancel  func() // of the watch; nil where there is none
 }
 
-// Watch tells of the key, which was so at revision rev, until it ends. It does not wait. An account that may read the key,
+// Watch tells of the key, which was so at revision rev, until it ends, and rings the bell. It does not wait. An account that may read the key,
 // but not watch it, hears of it now and then.
-func (ks *keys) Watch(name string, now etcd.Entry, rev int64) *etcd.Watcher {
+func (ks *keys) Watch(name string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher {
 	k := &key{of: ks, name: name, now: now, rev: rev}
-	k.Watcher = etcd.NewWatcher(k.stop)
+	k.Watcher = etcd.NewWatcher(bell, k.stop)
 	ks.add(k)
 	k.watch()
 	return k.Watcher

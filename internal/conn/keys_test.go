@@ -26,7 +26,7 @@ func watchAll(t *testing.T, f *fakeEtcd, c *Conn, n int) (names []string, watche
 	}
 	for i, name := range names {
 		now := etcd.Entry{Value: "v", Rev: int64(i) + 2}
-		w := c.keys.Watch(name, now, int64(n)+1)
+		w := c.keys.Watch(name, now, int64(n)+1, etcd.NewBell())
 		t.Cleanup(w.Cancel)
 		watchers = append(watchers, w)
 	}
@@ -61,7 +61,7 @@ func yes(string) bool { return true }
 // news returns what a watcher has to tell, if it has.
 func news(w *etcd.Watcher) (last etcd.Change, isNew bool, err error) {
 	select {
-	case <-w.Signal:
+	case <-w.Bell:
 		return w.Take()
 	default:
 		return etcd.Change{}, false, nil
@@ -245,7 +245,7 @@ func TestAWatchThatAMemberRefusesGoesToTheNextOnce(t *testing.T) {
 func TestWhatIsKnownOfAKeyNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	const revs = 200_000
-	w := etcd.NewWatcher(func() {})
+	w := etcd.NewWatcher(etcd.NewBell(), func() {})
 	k := &key{Watcher: w}
 	var telling sync.WaitGroup
 	for first, tell := range []func(etcd.Entry, int64){k.Tell, k.found} {
@@ -256,7 +256,7 @@ func TestWhatIsKnownOfAKeyNeverGoesBack(t *testing.T) {
 		})
 	}
 	for known := int64(0); known < revs; {
-		<-w.Signal
+		<-w.Bell
 		last, _, _ := w.Take()
 		require.GreaterOrEqual(t, last.Rev, known)
 		known = last.Rev
@@ -270,12 +270,12 @@ func TestNoWatcherIsLeftAtEtcd(t *testing.T) {
 	c := newConn(t, Target{}.To(srv.Endpoints()))
 	var watchers []*etcd.Watcher
 	for i := range 10 {
-		watchers = append(watchers, c.keys.Watch(fmt.Sprint(testKey, i), etcd.Entry{}, 1))
+		watchers = append(watchers, c.keys.Watch(fmt.Sprint(testKey, i), etcd.Entry{}, 1, etcd.NewBell()))
 	}
 	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers() == 10 })
 	_, err := srv.Client(t).Put(deadline(t, eventually), testKey+"3", "v")
 	require.NoError(t, err)
-	<-watchers[3].Signal
+	<-watchers[3].Bell
 	last, isNew, err := watchers[3].Take()
 	require.NoError(t, err)
 	require.True(t, isNew)
@@ -294,7 +294,7 @@ func TestARealEtcdDeniesAWatchAndGivesIt(t *testing.T) {
 	srv.AddUser(t, "other", "secret")
 	srv.Grant(t, "other", testKey, "", clientv3.PermissionType(clientv3.PermWrite))
 	c := newConn(t, Target{Login: auth.Login{User: "other", Pass: "secret"}}.To(srv.Endpoints()))
-	w := c.keys.Watch(testKey, etcd.Entry{}, 1)
+	w := c.keys.Watch(testKey, etcd.Entry{}, 1, etcd.NewBell())
 	defer w.Cancel()
 	one := c.keys.list()[0]
 	isBlind := func() bool {
@@ -309,7 +309,7 @@ func TestARealEtcdDeniesAWatchAndGivesIt(t *testing.T) {
 	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers() == 1 })
 	srv.Revoke(t, "other", testKey, "")
 	c.keys.read(c.keys.list())
-	<-w.Signal
+	<-w.Bell
 	_, _, err := w.Take()
 	require.True(t, etcd.IsDenied(err), err)
 }

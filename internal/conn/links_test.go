@@ -28,7 +28,7 @@ func TestALinkThatIsReplacedEndsItsWatches(t *testing.T) {
 		_, watchers := watchAll(t, f, c, 2)
 		replaceLink(t, c)
 		for _, w := range watchers {
-			<-w.Signal
+			<-w.Bell
 			_, isNew, err := w.Take()
 			require.Error(t, err)
 			require.False(t, isNew)
@@ -124,9 +124,9 @@ func TestAConnectionThatIsClosedInTheMiddleOfATrialLeavesNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		f.refuse(errors.New("no route"))
 		f.deafen()
-		lease := etcd.NewKeepalive(1, testTTL, time.Now())
+		lease := newLease(1, testTTL)
 		c.beats.KeepAlive(lease)
-		w := c.keys.Watch(testKey, etcd.Entry{}, 1)
+		w := c.keys.Watch(testKey, etcd.Entry{}, 1, etcd.NewBell())
 		require.True(t, c.links.suspect(c.links.link()))
 		time.Sleep(time.Second)
 		c.Close() // with its users' leases and watches
@@ -190,7 +190,7 @@ func TestAClosedClientOfTheCallersIsNamedByEveryRequest(t *testing.T) {
 	require.NoError(t, client.Close())
 	_, _, err := user.Get(deadline(t, eventually), testKey)
 	require.ErrorIs(t, err, etcd.ErrClientClosed)
-	_, _, err = user.Watch(testKey, etcd.Entry{}, 1).Take()
+	_, _, err = user.Watch(testKey, etcd.Entry{}, 1, etcd.NewBell()).Take()
 	require.ErrorIs(t, err, etcd.ErrClientClosed)
 	require.False(t, user.Reconnected(deadline(t, 50*time.Millisecond)))
 }

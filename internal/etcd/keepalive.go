@@ -13,8 +13,8 @@ type Keepalive struct {
 	ID clientv3.LeaseID
 	// TTL is what etcd granted.
 	TTL time.Duration
-	// Signal holds one token when something has gone wrong.
-	Signal chan struct{}
+	// Bell is rung when something has gone wrong. It is set before the connection has the lease.
+	Bell Bell
 
 	mu sync.Mutex
 	// until is when the lease ends at the soonest if nobody renews it, by our clock: counted from before the last request
@@ -29,7 +29,7 @@ type Keepalive struct {
 
 // NewKeepalive returns a lease that etcd has just granted, answering a request made at asked.
 func NewKeepalive(id clientv3.LeaseID, ttl time.Duration, asked time.Time) *Keepalive {
-	k := &Keepalive{ID: id, TTL: ttl, Signal: make(chan struct{}, 1)}
+	k := &Keepalive{ID: id, TTL: ttl}
 	k.asked, k.until, k.gone = asked, asked.Add(ttl), time.Now().Add(ttl)
 	return k
 }
@@ -123,19 +123,12 @@ func (k *Keepalive) WentBack() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.wentBack = true
-	k.ringLocked()
+	k.Bell.Ring()
 }
 
 func (k *Keepalive) failLocked(err error) {
 	k.err, k.news = err, true
-	k.ringLocked()
-}
-
-func (k *Keepalive) ringLocked() {
-	select {
-	case k.Signal <- struct{}{}:
-	default:
-	}
+	k.Bell.Ring()
 }
 
 // IsRenewedSince reports whether etcd has renewed or granted the lease, answering a request made at t or later.

@@ -14,8 +14,8 @@ import (
 // A Watcher tells what happened last to one key. A watch is a hint, never the truth: after a Watcher has ended, its user
 // reads the key and watches again from what was read. It is safe for concurrent use.
 type Watcher struct {
-	// Signal holds one token when there is news.
-	Signal chan struct{}
+	// Bell is rung when there is news.
+	Bell Bell
 	// Cancel ends the watch; its user listens no more.
 	Cancel func()
 
@@ -32,9 +32,9 @@ type Change struct {
 	Held clientv3.LeaseID // the lease of the last put
 }
 
-// NewWatcher returns a Watcher that cancel ends.
-func NewWatcher(cancel func()) *Watcher {
-	return &Watcher{Signal: make(chan struct{}, 1), Cancel: cancel}
+// NewWatcher returns a Watcher that rings the bell, and that cancel ends.
+func NewWatcher(bell Bell, cancel func()) *Watcher {
+	return &Watcher{Bell: bell, Cancel: cancel}
 }
 
 // Take returns the last change, if there was one since the last take, and why the watcher has ended, if it has.
@@ -54,7 +54,7 @@ func (w *Watcher) Tell(now Entry, rev int64) {
 		w.last.Held = now.Lease
 	}
 	w.mu.Unlock()
-	w.ring()
+	w.Bell.Ring()
 }
 
 // End notes why the watch has ended. The first reason counts.
@@ -64,14 +64,7 @@ func (w *Watcher) End(err error) {
 		w.err = err
 	}
 	w.mu.Unlock()
-	w.ring()
-}
-
-func (w *Watcher) ring() {
-	select {
-	case w.Signal <- struct{}{}:
-	default:
-	}
+	w.Bell.Ring()
 }
 
 // EntryAfter returns the key as an event leaves it.
