@@ -278,7 +278,7 @@ func (k *keeper) clear(r *registration) error {
 	if gone.IsZero() { // it is not known what is left
 		gone = time.Now().Add(k.opts.ttl)
 	}
-	ctx, cancel := context.WithDeadline(k.again, gone) // which nobody replaces meanwhile
+	ctx, cancel := context.WithDeadline(k.nextCame, gone) // which nobody replaces meanwhile
 	defer cancel()
 	for retry := backoff.New(); ; {
 		err := r.withdraw(ctx)

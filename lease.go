@@ -109,7 +109,7 @@ func (ls *leases) grant(ctx context.Context) error {
 	if err := ls.store.Ready(ctx); err != nil {
 		return err
 	}
-	if strays := ls.strays(); len(strays) >= strayLeases {
+	if strays := ls.straysLeft(); len(strays) >= strayLeases {
 		if err := ls.revoke(ctx, strays); err != nil {
 			return err
 		}
@@ -128,8 +128,8 @@ func (ls *leases) grant(ctx context.Context) error {
 	return nil
 }
 
-// strays returns those of the former leases that are, and forgets those that have ended by now.
-func (ls *leases) strays() (strays []formerLease) {
+// straysLeft forgets the strays that have ended by now, and returns the others.
+func (ls *leases) straysLeft() (strays []formerLease) {
 	now := time.Now()
 	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return one.stray && now.After(one.gone) })
 	for _, one := range ls.former {

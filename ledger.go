@@ -26,7 +26,7 @@ type ledger struct {
 	cut      func() // ends the try of a first registration that is under way; nil where none is
 	clearing bool   // whether the goroutine withdraws what a KeepAlive that failed has left
 	next     *start // a KeepAlive that came meanwhile, nil if none did
-	again    latch  // set with it
+	nextCame latch  // set with it
 
 	done    chan struct{} // closed when nothing is to come after Stop
 	outcome error         // what Stop could not withdraw, written before done is closed
@@ -336,7 +336,7 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 	l.running = false
 	l.clearLeaseLocked()
 	if left != nil {
-		l.clearing, l.again = true, newLatch()
+		l.clearing, l.nextCame = true, newLatch()
 		l.withdrawn, l.status.Until = false, left.Until
 	}
 	if l.wish.isStopped() {

@@ -190,7 +190,7 @@ func (p *Publisher) start(first *start) error {
 	}
 	if p.clearing {
 		p.next = first
-		p.again.set()
+		p.nextCame.set()
 		return nil
 	}
 	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}

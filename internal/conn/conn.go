@@ -46,7 +46,7 @@ func (c *Conn) requester(bounds Bounds) *requester {
 
 // heard takes the revision that any answer on a stream names, and finds out for sure where it is an older one.
 func (c *Conn) heard(rev int64) {
-	if c.history.isDoubtedBy(rev) {
+	if c.history.hear(rev) {
 		c.links.run(func() {
 			ctx, cancel := context.WithTimeout(c.links.ctx, auditTimeout)
 			defer cancel()

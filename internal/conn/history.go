@@ -42,10 +42,11 @@ func (h *history) note(before, rev int64) {
 	}
 }
 
-// isDoubtedBy reports whether any answer's revision is a reason to find out whether etcd went back, now: where it is older
-// than what was known a while ago. An answer that is older than the last one may have been on its way (because: a key that was
-// updated again and again cost a question each second, for the event of the update before).
-func (h *history) isDoubtedBy(rev int64) bool {
+// hear takes the revision of any answer, and returns true if it is to be found out now whether etcd went back: where it is
+// older than what was known a while ago, and that was not asked just now. An answer that is older than the last one may have
+// been on its way (because: a key that was updated again and again cost a question each second, for the event of the update
+// before).
+func (h *history) hear(rev int64) (find bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now, known := time.Now(), h.old

@@ -165,7 +165,7 @@ func (k *key) found(now etcd.Entry, rev int64) {
 // audit reads all keys now and then, as long as there are any.
 func (ks *keys) audit() {
 	for backoff.Pause(ks.links.ctx, backoff.Jitter(auditEvery)) {
-		these := ks.list()
+		these := ks.toAudit()
 		if len(these) == 0 {
 			return
 		}
@@ -175,8 +175,8 @@ func (ks *keys) audit() {
 	}
 }
 
-// list returns the keys of now. Where there are none, the audit ends.
-func (ks *keys) list() (these []*key) {
+// toAudit returns the keys of now. Where there are none, the audit is over.
+func (ks *keys) toAudit() (these []*key) {
 	ks.mu.Lock()
 	defer ks.mu.Unlock()
 	for k := range ks.all {

@@ -296,7 +296,7 @@ func TestARealEtcdDeniesAWatchAndGivesIt(t *testing.T) {
 	c := newConn(t, Target{Login: auth.Login{User: "other", Pass: "secret"}}.To(srv.Endpoints()))
 	w := c.keys.Watch(testKey, etcd.Entry{}, 1, etcd.NewBell())
 	defer w.Cancel()
-	one := c.keys.list()[0]
+	one := c.keys.toAudit()[0]
 	isBlind := func() bool {
 		one.mu.Lock()
 		defer one.mu.Unlock()
@@ -305,10 +305,10 @@ func TestARealEtcdDeniesAWatchAndGivesIt(t *testing.T) {
 	etcdtest.RequireSoon(t, eventually, isBlind)
 	srv.Revoke(t, "other", testKey, "")
 	srv.Grant(t, "other", testKey, "", clientv3.PermissionType(clientv3.PermReadWrite))
-	c.keys.read(c.keys.list()) // as an audit does
+	c.keys.read(c.keys.toAudit()) // as an audit does
 	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers() == 1 })
 	srv.Revoke(t, "other", testKey, "")
-	c.keys.read(c.keys.list())
+	c.keys.read(c.keys.toAudit())
 	<-w.Bell
 	_, _, err := w.Take()
 	require.True(t, etcd.IsDenied(err), err)

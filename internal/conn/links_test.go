@@ -33,7 +33,7 @@ func TestALinkThatIsReplacedEndsItsWatches(t *testing.T) {
 			require.Error(t, err)
 			require.False(t, isNew)
 		}
-		require.Empty(t, c.keys.list())
+		require.Empty(t, c.keys.toAudit())
 	})
 }
 

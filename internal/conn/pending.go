@@ -21,9 +21,9 @@ type pending struct {
 	attended
 	began    time.Time
 	patience time.Duration // after which to suspect the link, again and again
-	doubt    time.Time     // when to do so next
+	doubtAt  time.Time     // when to do so next
 	pause    time.Duration // after which to repeat the request; after twice that again, after four times that and so on
-	again    time.Time     // when to do so next
+	repeatAt time.Time     // when to do so next
 }
 
 // attendant looks after the requests that are pending on a link. The zero attendant is ready to use.
@@ -38,7 +38,7 @@ type attendant struct {
 // attend looks after a request, until dismiss has returned.
 func (a *attendant) attend(one *pending) {
 	now := time.Now()
-	one.began, one.doubt, one.again = now, now.Add(one.patience), now.Add(one.pause)
+	one.began, one.doubtAt, one.repeatAt = now, now.Add(one.patience), now.Add(one.pause)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.left {
@@ -60,10 +60,10 @@ func (a *attendant) dismiss(one *pending) {
 
 // due returns when there is something to do next.
 func (one *pending) due() time.Time {
-	if one.again.Before(one.doubt) {
-		return one.again
+	if one.repeatAt.Before(one.doubtAt) {
+		return one.repeatAt
 	}
-	return one.doubt
+	return one.doubtAt
 }
 
 // setLocked sets the timer, unless it is due before.
@@ -89,12 +89,12 @@ func (a *attendant) look() {
 	}
 	now := time.Now()
 	for one := range a.these {
-		if !now.Before(one.again) {
-			one.again = now.Add(now.Sub(one.began))
+		if !now.Before(one.repeatAt) {
+			one.repeatAt = now.Add(now.Sub(one.began))
 			one.repeat()
 		}
-		if !now.Before(one.doubt) {
-			one.doubt = now.Add(one.patience)
+		if !now.Before(one.doubtAt) {
+			one.doubtAt = now.Add(one.patience)
 			if one.suspect() {
 				one.patience *= 2
 			}
