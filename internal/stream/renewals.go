@@ -36,6 +36,7 @@ type Renewals struct {
 	queue   []*renewal // not handed to a stream yet; those that are forgotten are skipped
 	waiting map[clientv3.LeaseID]*renewal
 	streams []*renewalStream
+	spread  time.Time   // when more than one of them was needed last
 	sweep   *time.Timer // nil where none is due
 	ended   error       // why the last stream that failed did
 	endings int         // how many have
@@ -173,13 +174,14 @@ func (r *Renewals) goOnLocked(s *renewalStream) {
 		return
 	}
 	r.handLocked(s, chunk)
-	if len(r.queue) == 0 && !r.isSlow() {
+	if len(r.queue) == 0 && time.Since(r.spread) > streamsKept {
 		r.endIdleLocked()
 	}
 }
 
 // spreadLocked hands all of the queue out, to the streams with the least to do.
 func (r *Renewals) spreadLocked() {
+	r.spread = time.Now()
 	for r.skipForgottenLocked(); len(r.queue) > 0; r.skipForgottenLocked() {
 		s := r.anyLocked()
 		if s.isBusy() && len(r.streams) < mostStreams {

@@ -6,8 +6,10 @@ import "time"
 const (
 	// A request without an answer for busyAfter means that etcd is slow: others go over other streams.
 	busyAfter = 100 * time.Millisecond
-	// mostStreams is how many there are at most.
+	// mostStreams is how many there are at most, and streamsKept how long they are kept when they are not needed any more
+	// (because: a follower that limps is slow now and then, and 28 streams were opened in 20 s).
 	mostStreams = 8
+	streamsKept = 30 * time.Second
 	// chunk is how many renewals are sent at once, so that etcd answers others between them.
 	chunk = 512
 	// gather is how long requests of watches wait for others after some were sent, to go out together: a packet of its own
