@@ -12,9 +12,12 @@ import (
 	"github.com/discov-go/discov/internal/grpctest"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testLogin = auth.Login{User: "u", Pass: "p"}
 

@@ -33,7 +33,7 @@ func (c *connection) watch(t *testing.T) pb.Watch_WatchClient {
 }
 
 func TestAStreamGetsAToken(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Second}
 		c := connect(t, e, testLogin, "")
 		_, err := c.keepAlive(t).Recv()
@@ -46,7 +46,7 @@ func TestAStreamGetsAToken(t *testing.T) {
 }
 
 func TestAStreamThatIsRefusedForItsTokenLetsTheNextHaveAnother(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCInvalidAuthToken)}
 		c := connect(t, e, testLogin, "old")
 		one, other := c.keepAlive(t), c.keepAlive(t)
@@ -61,7 +61,7 @@ func TestAStreamThatIsRefusedForItsTokenLetsTheNextHaveAnother(t *testing.T) {
 }
 
 func TestAStreamThatIsRefusedLateTakesNoNewTokenAway(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCInvalidAuthToken)}
 		c := connect(t, e, testLogin, "old")
 		late := c.keepAlive(t)
@@ -73,7 +73,7 @@ func TestAStreamThatIsRefusedLateTakesNoNewTokenAway(t *testing.T) {
 }
 
 func TestAStreamThatEndsForAnotherReasonKeepsItsToken(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCPermissionDenied)}
 		c := connect(t, e, testLogin, "good")
 		_, err := c.keepAlive(t).Recv()
@@ -83,7 +83,7 @@ func TestAStreamThatEndsForAnotherReasonKeepsItsToken(t *testing.T) {
 }
 
 func TestAWatchThatIsRefusedForItsTokenEndsTheStream(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCAuthOldRevision)}
 		c := connect(t, e, testLogin, "old")
 		stream := c.watch(t)
@@ -99,7 +99,7 @@ func TestAWatchThatIsRefusedForItsTokenEndsTheStream(t *testing.T) {
 }
 
 func TestAWatchThatIsDeniedLeavesTheStreamToTheOthers(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCPermissionDenied)}
 		c := connect(t, e, testLogin, "good")
 		stream := c.watch(t)
@@ -112,7 +112,7 @@ func TestAWatchThatIsDeniedLeavesTheStreamToTheOthers(t *testing.T) {
 }
 
 func TestAStreamWhoseTokenHangsEndsAndTheNextHasAnother(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old")}
 		c := connect(t, e, testLogin, "old")
 		began := time.Now()
@@ -131,7 +131,7 @@ func TestAStreamWhoseTokenHangsEndsAndTheNextHasAnother(t *testing.T) {
 }
 
 func TestAStreamThatWaitsForNoAnswerSuspectsNoToken(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{}
 		c := connect(t, e, testLogin, "good")
 		stream := c.watch(t)
@@ -150,7 +150,7 @@ func TestAStreamThatWaitsForNoAnswerSuspectsNoToken(t *testing.T) {
 }
 
 func TestAStreamThatCannotBeOpenedLeavesNothing(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		c := connect(t, &server{}, testLogin, "good")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

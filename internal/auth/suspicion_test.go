@@ -28,7 +28,7 @@ func hanging(tokens ...string) func(token, key string) bool {
 }
 
 func TestATokenThatHangsIsFoundAndReplaced(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old")}
 		c := connect(t, e, testLogin, "old")
 		done, began := make(chan error, 20), time.Now()
@@ -46,7 +46,7 @@ func TestATokenThatHangsIsFoundAndReplaced(t *testing.T) {
 }
 
 func TestATokenThatHangsIsFoundOnASlowEtcdToo(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old"), delay: 2 * time.Second}
 		c := connect(t, e, testLogin, "old")
 		began := time.Now()
@@ -64,7 +64,7 @@ func TestAnEtcdThatIsSlowOrSilentIsNotBlamedOnTheToken(t *testing.T) {
 		"silent without tokens": func(e *server) { e.hangs = func(token, key string) bool { return token == "" || key == "key" } },
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				e := &server{}
 				change(e)
 				c := connect(t, e, testLogin, "good")
@@ -84,7 +84,7 @@ func TestAnEtcdThatIsSlowOrSilentIsNotBlamedOnTheToken(t *testing.T) {
 }
 
 func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var n atomic.Int64
 		e := &server{hangs: func(_, key string) bool { return key == "key" || n.Add(1)%3 == 0 }} // one of three
 		ctx, leave := context.WithCancel(t.Context())
@@ -101,7 +101,7 @@ func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
 }
 
 func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{delay: 199 * time.Millisecond}
 		c := connect(t, e, testLogin, "good")
 		for range 20 {
@@ -112,7 +112,7 @@ func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
 }
 
 func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{delay: 1500 * time.Millisecond}
 		ctx, leave := context.WithCancel(t.Context())
 		account := auth.New(ctx, testLogin, 1, "good", isReady, func() time.Duration { return 2 * time.Second })
@@ -127,7 +127,7 @@ func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
 }
 
 func TestACallWithoutATokenSuspectsNone(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		e := &server{refusal: rpctypes.ErrGRPCAuthNotEnabled, delay: 5 * time.Second}
 		c := connect(t, e, testLogin, "")
 		require.NoError(t, c.get(t.Context()))

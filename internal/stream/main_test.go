@@ -4,21 +4,12 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// inBubble runs a test in virtual time, beside others. What a test says of time is exact there: only what sleeps or waits
-// takes any.
-func inBubble(t *testing.T, test func(t *testing.T)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, test)
-}
 
 // soon waits until cond holds, for at most within, and returns how long that took.
 func soon(t *testing.T, within time.Duration, cond func() bool, what string) time.Duration {

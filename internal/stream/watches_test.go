@@ -17,7 +17,7 @@ import (
 )
 
 func TestEventsGoToTheWatchOfTheirKey(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		var last *watched
 		ids := make(chan int64, 3)
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
@@ -74,7 +74,7 @@ func proxied(order []int64, then func(s *watched) error) func(*watched) error {
 }
 
 func TestEventsReachTheirKeyWhereWatchesAreCreatedInAnotherOrder(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		ids := []int64{0, 1, 2, 3, 4, 5, 6, 7}
 		order := slices.Clone(ids)
 		shuffle(order)
@@ -100,7 +100,7 @@ func TestEventsReachTheirKeyWhereWatchesAreCreatedInAnotherOrder(t *testing.T) {
 }
 
 func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		// No rule of any server's: 3 is b's, which nobody could know before its event, and 9 is c's.
 		step := make(chan struct{})
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
@@ -141,7 +141,7 @@ func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
 }
 
 func TestAWatchThatIsClosedTakesNoOtherAlongWhereTheyAreCreatedInAnotherOrder(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		ws := newWatches(t, &watchServer{serve: proxied([]int64{2, 0, 1}, func(s *watched) error {
 			r, err := s.Recv()
 			if err != nil {
@@ -204,7 +204,7 @@ func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 		}, nil, "cancelled"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inBubble(t, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
 				proceed := make(chan struct{})
 				ws := newWatches(t, &watchServer{serve: func(s *watched) error {
 					one, err := s.creation()
@@ -246,7 +246,7 @@ func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 }
 
 func TestTheLastCloseEndsTheStreamAndTheNextWatchOpensAnother(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		server := &watchServer{serve: likeEtcd}
 		ws := newWatches(t, server, 0)
 		for n := 1; n <= 3; n++ {
@@ -271,7 +271,7 @@ func TestTheLastCloseEndsTheStreamAndTheNextWatchOpensAnother(t *testing.T) {
 }
 
 func TestAWatchThatIsClosedBeforeItIsCreatedIsCancelledThen(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		create, cancelled := make(chan struct{}), make(chan int64, 1)
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
 			var ids []int64
@@ -313,7 +313,7 @@ func TestAWatchThatIsClosedBeforeItIsCreatedIsCancelledThen(t *testing.T) {
 }
 
 func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		server := &watchServer{serve: func(s *watched) error {
 			for range 3 {
 				if _, err := s.creation(); err != nil {
@@ -347,7 +347,7 @@ func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
 }
 
 func TestALinkThatIsLeftEndsItsWatches(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		ws := newWatches(t, &watchServer{serve: likeEtcd}, 0)
 		a, _ := ws.listen("a")
 		settle()
@@ -408,7 +408,7 @@ func TestNothingIsToldOnceAWatchIsClosed(t *testing.T) {
 }
 
 func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
-	inBubble(t, func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
 		const way = 300 * time.Millisecond
 		ws := newWatches(t, &watchServer{serve: likeEtcd}, way)
 		began := time.Now()
