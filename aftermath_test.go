@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,8 +36,8 @@ func requireWithdrawError(t *testing.T, err error) *WithdrawError {
 
 func TestAKeyThatAFailedKeepAliveHasLeftGoesAsSoonAsEtcdAnswers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, events, log := newFakeEtcd(t), &eventLog{}, &lineCount{}
-		p := f.leftKey(WithObserver(events.observe), WithLogger(slog.New(log)))
+		f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
+		p := f.leftKey(WithObserver(events.Observe), log.Option())
 		failed := p.KeepAlive()
 		left := requireWithdrawError(t, failed)
 		settle(20 * time.Second)
@@ -100,8 +99,8 @@ func TestAStopAroundAKeepAliveThatFailedTriesOn(t *testing.T) {
 		for _, heals := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, etcd heals: %v", name, heals), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					f, events := newFakeEtcd(t), &eventLog{}
-					p := f.leftKey(WithObserver(events.observe))
+					f, events := newFakeEtcd(t), &EventLog{}
+					p := f.leftKey(WithObserver(events.Observe))
 					began := time.Now()
 					left := requireWithdrawError(t, stop(t, f, p))
 					require.LessOrEqual(t, time.Since(began), 3*defaultTimeout)
@@ -147,8 +146,8 @@ func TestAPauseAroundAKeepAliveThatFailedIsDoneWhenTheKeyIsGone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &eventLog{}
-				p := f.leftKey(WithObserver(events.observe))
+				f, events := newFakeEtcd(t), &EventLog{}
+				p := f.leftKey(WithObserver(events.Observe))
 				requireWithdrawError(t, pause(t, f, p))
 				require.Equal(t, StateWithdrawing, p.Status().State)
 				require.Error(t, p.Status().Err)
@@ -172,8 +171,8 @@ func TestAResumeKeepsWhyKeepAliveFailed(t *testing.T) {
 	for name, left := range map[string]bool{"with its key left": true, "with nothing left": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &eventLog{}
-				p := f.leftKey(WithObserver(events.observe))
+				f, events := newFakeEtcd(t), &EventLog{}
+				p := f.leftKey(WithObserver(events.Observe))
 				if !left {
 					f.meets(func(op string) trouble {
 						if op == "put" {
@@ -205,8 +204,8 @@ func TestAResumeKeepsWhyKeepAliveFailed(t *testing.T) {
 
 func TestAKeepAliveAfterOneThatFailedTakesOverWhatThatHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, events := newFakeEtcd(t), &eventLog{}
-		p := f.leftKey(WithObserver(events.observe))
+		f, events := newFakeEtcd(t), &EventLog{}
+		p := f.leftKey(WithObserver(events.Observe))
 		for range 3 {
 			requireWithdrawError(t, p.KeepAlive())
 			settle(3 * time.Second)

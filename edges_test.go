@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -115,8 +114,8 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f, events, log := newFakeEtcd(t), &eventLog{}, &lineCount{}
-				opts := []PubOption{WithId(7), WithObserver(events.observe), WithLogger(slog.New(log))}
+				f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
+				opts := []PubOption{WithId(7), WithObserver(events.Observe), log.Option()}
 				if name == "in the background, likewise" {
 					opts = append(opts, WithBackgroundStart())
 				}
@@ -126,10 +125,10 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 				require.Error(t, err)
 				synctest.Wait()
 				require.Equal(t, []State{StateRegistering, StateIdle}, events.states())
-				require.Len(t, events.events, 2)
-				require.NoError(t, events.events[0].Err)
-				require.ErrorIs(t, err, events.events[1].Err)
-				require.Equal(t, events.events[1].Err, p.Status().Err)
+				require.Len(t, events.All(), 2)
+				require.NoError(t, events.All()[0].Err)
+				require.ErrorIs(t, err, events.All()[1].Err)
+				require.Equal(t, events.All()[1].Err, p.Status().Err)
 				require.NotContains(t, log.String(), "not done yet")
 				p.Stop()
 			})
@@ -139,18 +138,18 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 
 func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, events, log := newFakeEtcd(t), &eventLog{}, &lineCount{}
+		f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
 		f.meets(func(op string) trouble {
 			if op == "put" {
 				return trouble{before: fmt.Errorf("refused, try %d", len(f.calls))}
 			}
 			return trouble{}
 		})
-		p := f.publisher(WithId(7), WithObserver(events.observe), WithLogger(slog.New(log)))
+		p := f.publisher(WithId(7), WithObserver(events.Observe), log.Option())
 		require.Error(t, p.KeepAlive())
 		synctest.Wait()
 		told := map[string]int{}
-		for _, e := range events.events {
+		for _, e := range events.All() {
 			if e.Err != nil {
 				told[e.Err.Error()]++
 			}
@@ -166,14 +165,14 @@ func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
 
 func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, events := newFakeEtcd(t), &eventLog{}
-		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
+		f, events := newFakeEtcd(t), &EventLog{}
+		p := f.publisher(WithId(7), quiet, WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
 		settle(2 * time.Second)
 		var told []error
-		for _, e := range events.events {
+		for _, e := range events.All() {
 			if e.Err != nil {
 				told = append(told, e.Err)
 			}
@@ -298,8 +297,8 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &eventLog{}
-				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.observe)}, opts...)...)
+				f, events := newFakeEtcd(t), &EventLog{}
+				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.Observe)}, opts...)...)
 				p.connect = func(_, stop context.Context) (connected, error) {
 					<-stop.Done()
 					return connected{}, stop.Err()
@@ -317,7 +316,7 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 				}
 				synctest.Wait()
 				require.Equal(t, []State{StateRegistering, StateWithdrawing, StateStopped}, events.states())
-				for _, e := range events.events {
+				for _, e := range events.All() {
 					require.NoError(t, e.Err)
 				}
 			})

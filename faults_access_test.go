@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"runtime/pprof"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,43 +30,6 @@ const (
 	defaultTTL     = 10 * time.Second
 	defaultTimeout = 5 * time.Second
 )
-
-// lines is a slog.Handler that counts what is logged, and keeps the first few lines for the one who reads a failure.
-type lines struct {
-	mu      sync.Mutex
-	serious int // at Warn and above
-	all     int // at Info and above
-	first   []string
-}
-
-func (l *lines) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
-func (l *lines) WithAttrs([]slog.Attr) slog.Handler               { return l }
-func (l *lines) WithGroup(string) slog.Handler                    { return l }
-
-func (l *lines) Handle(_ context.Context, r slog.Record) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all++
-	if r.Level < slog.LevelWarn {
-		return nil
-	}
-	l.serious++
-	if len(l.first) < 5 {
-		line := r.Message
-		r.Attrs(func(a slog.Attr) bool { line += " " + a.String(); return true })
-		l.first = append(l.first, line)
-	}
-	return nil
-}
-
-// take returns the counts since the last take.
-func (l *lines) take() (serious, all int, first []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	serious, all, first = l.serious, l.all, l.first
-	l.serious, l.all, l.first = 0, 0, nil
-	return serious, all, first
-}
 
 // unstarted is a silent Publisher that the end of the test stops.
 func unstarted(t testing.TB, endpoints []string, key string, opts ...discov.PubOption) *discov.Publisher {
@@ -165,7 +129,7 @@ const fleetSize = 1000
 // A fleet is many Publishers on one connection.
 type fleet struct {
 	pubs  []*discov.Publisher
-	lines *lines
+	log   *discov.LogLines
 	first time.Duration // that it took to register them all
 	meter *meter
 }
@@ -173,8 +137,8 @@ type fleet struct {
 // registerFleet registers all at once.
 func registerFleet(t *testing.T, etcd *etcdtest.Server, endpoints []string, opts ...discov.PubOption) *fleet {
 	t.Helper()
-	f := &fleet{lines: &lines{}, meter: newMeter(t)}
-	opts = append(opts, discov.WithLogger(slog.New(f.lines)))
+	f := &fleet{log: &discov.LogLines{}, meter: newMeter(t)}
+	opts = append(opts, f.log.Option())
 	for i := range fleetSize {
 		f.pubs = append(f.pubs, unstarted(t, endpoints, "fleet", append([]discov.PubOption{discov.WithId(int64(i + 1))}, opts...)...))
 	}
@@ -243,14 +207,15 @@ func (f *fleet) requireBack(t *testing.T, etcd *etcdtest.Server, what string, si
 		}
 		return true
 	}, "%s: not all know that they are back", what)
-	serious, all, first := f.lines.take()
+	lines := f.log.Take()
+	serious := slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return strings.Contains(line, "level=INFO") })
 	now := etcd.Requests()
 	t.Logf("figure: %s: %d back in %v (first %v); %d lines at Warn, %d in all; %d Authenticate, %d LeaseGrant, %d Put, %d Txn, %d Range, %d Watch.create",
-		what, fleetSize, took.Round(time.Millisecond), f.first.Round(time.Millisecond), serious, all,
+		what, fleetSize, took.Round(time.Millisecond), f.first.Round(time.Millisecond), len(serious), len(lines),
 		now["Authenticate"]-before["Authenticate"], now["LeaseGrant"]-before["LeaseGrant"], now["Put"]-before["Put"],
 		now["Txn"]-before["Txn"], now["Range"]-before["Range"], now["Watch.create"]-before["Watch.create"])
 	assert.LessOrEqual(t, took, within+f.meter.allowance(since, since.Add(took)), "%s: too slow", what)
-	assert.LessOrEqual(t, serious, 100, "%s: an error storm in the log: %s", what, strings.Join(first, "\n"))
+	assert.LessOrEqual(t, len(serious), 100, "%s: an error storm in the log, such as %s", what, strings.Join(serious[:min(5, len(serious))], "\n"))
 	assert.LessOrEqual(t, now["Authenticate"]-before["Authenticate"], 3, "%s: more than one authentication burst", what)
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return etcd.Leases(t) == fleetSize }, "%s: leases", what)
 	assert.LessOrEqual(t, etcd.OpenStreams("Watch"), 1)
@@ -284,7 +249,7 @@ func revokeAll(t testing.TB, etcd *etcdtest.Server) {
 // loseAll takes all leases from a fleet, twice.
 func loseAll(t *testing.T, etcd *etcdtest.Server, f *fleet) {
 	t.Helper()
-	f.lines.take()
+	f.log.Take()
 	before := etcd.Requests()
 	revokeAll(t, etcd)
 	f.requireBack(t, etcd, "revoke", time.Now(), 2*f.first, before)

@@ -115,9 +115,7 @@ func (m *meter) share() float64 {
 type instance struct {
 	*discov.Publisher
 	scene *scene
-
-	mu     sync.Mutex
-	events []discov.Event
+	told  discov.EventLog
 }
 
 // newInstance returns a Publisher that is not started. Paths are to be made before, for they are to outlive it.
@@ -127,7 +125,7 @@ func (s *scene) newInstance(endpoints []string, value string, opts ...discov.Pub
 	}
 	i := &instance{scene: s}
 	i.Publisher = discov.NewPublisher(endpoints, prefix, value,
-		append([]discov.PubOption{discov.WithLogger(slog.New(slog.DiscardHandler)), discov.WithObserver(i.note)}, opts...)...)
+		append([]discov.PubOption{discov.WithLogger(slog.New(slog.DiscardHandler)), discov.WithObserver(i.told.Observe)}, opts...)...)
 	s.instances = append(s.instances, i)
 	return i
 }
@@ -140,12 +138,6 @@ func (s *scene) publish(endpoints []string, value string, opts ...discov.PubOpti
 	defer cancel()
 	require.NoError(s.t, i.startWithin(ctx))
 	return i
-}
-
-func (i *instance) note(e discov.Event) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.events = append(i.events, e)
 }
 
 // start is KeepAlive; what it starts is labelled, so that what it leaves can be told from what other tests have running.
@@ -166,13 +158,11 @@ func (i *instance) requireState(want discov.State) {
 
 // String is what a person wants to know of a Publisher that has failed.
 func (i *instance) String() string {
-	i.mu.Lock()
-	defer i.mu.Unlock()
 	var b strings.Builder
 	status := i.Status()
 	fmt.Fprintf(&b, "%s: %s for %v, value %q, lease %x until %s, %d registrations, err %v\n", status.Key, status.State,
 		time.Since(status.Since).Round(time.Millisecond), status.Value, int64(status.Lease), clock(status.Until), status.Registrations, status.Err)
-	for _, e := range i.events {
+	for _, e := range i.told.All() {
 		fmt.Fprintf(&b, "  %s %s -> %s lease %x err %v\n", clock(e.Time), e.From, e.To, int64(e.Lease), e.Err)
 	}
 	return b.String()

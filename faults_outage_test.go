@@ -1,13 +1,10 @@
 package discov_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -1077,76 +1074,6 @@ func TestAMemberThatIsReplacedAtAnotherAddressNeverTakesTheKeyAway(t *testing.T)
 	}
 	s.requireNeverAbsent(pub)
 	s.requireOneLease(pub)
-}
-
-// 10. The client process is frozen.
-
-// frozenChildAt makes this binary a process that publishes, for tests that freeze or kill it.
-const frozenChildAt = "DISCOV_TEST_PUBLISH_AT"
-
-func init() {
-	if endpoint := os.Getenv(frozenChildAt); endpoint != "" {
-		pub := discov.NewPublisher([]string{endpoint}, prefix, "a:1", discov.WithId(7), discov.WithTTL(shortTTL))
-		fmt.Println("keep alive:", pub.KeepAlive())
-		_, _ = bufio.NewReader(os.Stdin).ReadString('\n') // or the end of the parent
-		pub.Stop()
-		os.Exit(0)
-	}
-}
-
-// startChild returns a process that has published.
-func startChild(t *testing.T, endpoint string) *exec.Cmd {
-	t.Helper()
-	child := exec.CommandContext(t.Context(), os.Args[0])
-	child.Env = append(os.Environ(), frozenChildAt+"="+endpoint)
-	child.Stderr = os.Stderr
-	stdin, err := child.StdinPipe()
-	require.NoError(t, err)
-	stdout, err := child.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, child.Start())
-	t.Cleanup(func() {
-		stdin.Close()
-		_ = child.Process.Kill()
-		_ = child.Wait()
-	})
-	said, err := bufio.NewReader(stdout).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "keep alive: <nil>\n", said)
-	return child
-}
-
-func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) {
-	t.Parallel()
-	etcd := etcdtest.Start(t)
-	s := newScene(t, etcd)
-	child := startChild(t, etcd.Endpoints()[0])
-	const key = prefix + "/7"
-	for _, frozen := range []time.Duration{shortTTL / 3, shortTTL + 100*time.Millisecond, shortTTL + 600*time.Millisecond, 2 * shortTTL} {
-		etcdtest.Suspend(t, child.Process)
-		s.begin("frozen")
-		time.Sleep(frozen)
-		etcdtest.Resume(t, child.Process)
-		goes := s.begin("goes on")
-		time.Sleep(atOnce)
-		_, present := s.KV(t, key)
-		require.True(t, present)
-		if absences := s.Absences(key); len(absences) > 0 {
-			s.figure("frozen for "+frozen.String(), absences[len(absences)-1].To.Sub(goes))
-		}
-		time.Sleep(atOnce)
-		require.True(t, s.Present(t, key))
-		require.Equal(t, 1, etcd.Leases(t))
-		require.Len(t, s.Keys(t), 1)
-	}
-	require.NoError(t, child.Process.Kill())
-	killed := s.begin("killed")
-	for s.Present(t, key) {
-		require.Less(t, time.Since(killed), shortTTL+expiryLag)
-		time.Sleep(10 * time.Millisecond)
-	}
-	s.figure("killed: gone", time.Since(killed))
-	require.Zero(t, etcd.Leases(t))
 }
 
 // 15. KeepAlive where etcd cannot be reached.

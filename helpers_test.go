@@ -2,8 +2,6 @@ package discov
 
 import (
 	"context"
-	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -35,45 +33,6 @@ func quickEtcd(t *testing.T, opts ...etcdtest.Option) *etcdtest.Server {
 	return etcdtest.Start(t, append([]etcdtest.Option{etcdtest.QuickTicks()}, opts...)...)
 }
 
-// eventLog is an observer that remembers.
-type eventLog struct {
-	mu     sync.Mutex
-	events []Event
-}
-
-func (l *eventLog) observe(e Event) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.events = append(l.events, e)
-}
-
-// changes returns the events that told a change of state.
-func (l *eventLog) changes() []Event {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.DeleteFunc(slices.Clone(l.events), func(e Event) bool { return e.From == e.To })
-}
-
-// states returns the states that were entered, in order.
-func (l *eventLog) states() []State {
-	var states []State
-	for _, e := range l.changes() {
-		states = append(states, e.To)
-	}
-	return states
-}
-
-// requireDrawn fails the test where a change of state is not in the diagram, or does not begin where the one before ended.
-func (l *eventLog) requireDrawn(t *testing.T) {
-	t.Helper()
-	at := StateIdle
-	for _, e := range l.changes() {
-		require.Equalf(t, at, e.From, "an event is missing before %v -> %v: %v", e.From, e.To, l.states())
-		require.Containsf(t, transitions[e.From], e.To, "%v -> %v is not in the diagram: %v", e.From, e.To, l.states())
-		at = e.To
-	}
-}
-
 // newTestPublisher returns a Publisher without a log whose every change of state is checked at the end of the test.
 func newTestPublisher(t *testing.T, endpoints []string, opts ...PubOption) *Publisher {
 	t.Helper()
@@ -81,10 +40,10 @@ func newTestPublisher(t *testing.T, endpoints []string, opts ...PubOption) *Publ
 	return p
 }
 
-func newRecordedPublisher(t *testing.T, endpoints []string, opts ...PubOption) (*Publisher, *eventLog) {
+func newRecordedPublisher(t *testing.T, endpoints []string, opts ...PubOption) (*Publisher, *EventLog) {
 	t.Helper()
-	events := &eventLog{}
-	opts = append([]PubOption{WithLogger(slog.New(slog.DiscardHandler)), WithObserver(events.observe)}, opts...)
+	events := &EventLog{}
+	opts = append([]PubOption{quiet, WithObserver(events.Observe)}, opts...)
 	p := NewPublisher(endpoints, testKey, testValue, opts...)
 	t.Cleanup(func() {
 		p.Stop()

@@ -2,7 +2,6 @@ package discov
 
 import (
 	"fmt"
-	"log/slog"
 	"testing"
 	"testing/synctest"
 
@@ -16,8 +15,8 @@ func init() {
 
 func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := &lockedBuffer{}
-		l := newLedger("user.rpc", "v0", newTeller(nil, slog.New(slog.NewTextHandler(log, nil))))
+		log := &LogLines{}
+		l := newLedger("user.rpc", "v0", newTeller(nil, log.logger()))
 		require.PanicsWithValue(t, "idle -> published is not in the diagram", func() { l.enter(StatePublished, nil) })
 		require.Equal(t, StatePublished, l.snapshot().State)
 		synctest.Wait()
@@ -27,8 +26,8 @@ func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
 
 func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		log := &lockedBuffer{}
-		l := newLedger("user.rpc", "v0", newTeller(nil, slog.New(slog.NewTextHandler(log, nil))))
+		log := &LogLines{}
+		l := newLedger("user.rpc", "v0", newTeller(nil, log.logger()))
 		for _, to := range []State{StateRegistering, StatePublished, StateWithdrawing, StateStopped} {
 			l.enter(to, nil)
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"regexp"
@@ -26,8 +25,6 @@ import (
 // The tests in this file run in virtual time, in which an outage of half an hour takes no time at all, over a fake etcd.
 
 const fakeKey = "user.rpc/7"
-
-var quiet = WithLogger(slog.New(slog.DiscardHandler))
 
 func settle(d time.Duration) {
 	time.Sleep(d)
@@ -99,8 +96,8 @@ func TestAReadThatTakesLongerThanTheTTLCostsNoLease(t *testing.T) {
 func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		log := &lineCount{}
-		p := f.published(WithId(7), WithLogger(slog.New(log)))
+		log := &LogLines{}
+		p := f.published(WithId(7), log.Option())
 		f.down()
 		settle(30 * time.Minute)
 		require.Equal(t, StateRegistering, p.Status().State)
@@ -113,14 +110,15 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 		require.Len(t, f.leaseIDs(), 1)
 
 		f.down()
-		before := log.lines()
+		log.Take()
 		settle(time.Hour)
 		f.back()
 		settle(time.Second)
 		require.True(t, f.at(fakeKey).Exists())
-		require.LessOrEqual(t, log.lines()-before, 20, "in an hour of outage:\n%s", log)
-		require.GreaterOrEqual(t, log.lines()-before, 3)
-		require.Contains(t, log.last(), "registered again")
+		lines := log.Take()
+		require.LessOrEqual(t, len(lines), 20, "in an hour of outage: %q", lines)
+		require.GreaterOrEqual(t, len(lines), 3)
+		require.Contains(t, lines[len(lines)-1], "registered again")
 		p.Stop()
 	})
 }
@@ -453,9 +451,9 @@ func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
 func TestPauseWhileTheNextKeepAliveIsUnderWayTakesDrawnWays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		events := &eventLog{}
+		events := &EventLog{}
 		p := f.leftKey()
-		p.teller = newTeller(events.observe, p.opts.logger)
+		p.teller = newTeller(events.Observe, p.opts.logger)
 		require.Error(t, p.KeepAlive())
 		go func() { _ = p.KeepAlive() }()
 		settle(time.Millisecond)
@@ -471,8 +469,8 @@ func TestPauseWhileTheNextKeepAliveIsUnderWayTakesDrawnWays(t *testing.T) {
 func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		events := &eventLog{}
-		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.observe))
+		events := &EventLog{}
+		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.Observe))
 		connect := p.connect
 		var connects atomic.Bool
 		p.connect = func(ctx, _ context.Context) (connected, error) {
@@ -544,8 +542,8 @@ func (l lateEtcd) Put(ctx context.Context, what etcd.Write) (int64, error) {
 func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeEtcd(t)
-		var events eventLog
-		p := f.publisher(WithId(7), quiet, WithObserver(events.observe))
+		var events EventLog
+		p := f.publisher(WithId(7), quiet, WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
 		p.connect = func(_, _ context.Context) (connected, error) {
 			late := lateEtcd{f, giveUp}
@@ -861,14 +859,15 @@ type scenario struct {
 	// resumes counts the calls of Resume.
 	resumes atomic.Int32
 
-	mu     sync.Mutex
-	events []Event
+	events EventLog
 	story  []string
+
+	mu sync.Mutex // guards random
 }
 
 func newScenario(t *testing.T, seed uint64) *scenario {
 	s := &scenario{t: t, random: rand.New(rand.NewPCG(seed, 1)), fake: newFakeEtcd(t)}
-	opts := []PubOption{WithObserver(s.note), quiet}
+	opts := []PubOption{WithObserver(s.events.Observe), quiet}
 	if s.pick(2) == 0 {
 		opts = append(opts, WithId(7))
 	}
@@ -879,15 +878,6 @@ func newScenario(t *testing.T, seed uint64) *scenario {
 	return s
 }
 
-func (s *scenario) note(e Event) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.events = append(s.events, e)
-	if e.From != e.To && !slices.Contains(transitions[e.From], e.To) {
-		s.t.Errorf("from %s to %s is not in the diagram", e.From, e.To)
-	}
-}
-
 func (s *scenario) tell(format string, args ...any) {
 	s.story = append(s.story, fmt.Sprintf("%s %s", time.Now().Format("04:05.000"), fmt.Sprintf(format, args...)))
 }
@@ -895,9 +885,7 @@ func (s *scenario) tell(format string, args ...any) {
 func (s *scenario) run() {
 	defer func() {
 		if s.t.Failed() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.t.Logf("%s\nevents: %v\n%v", strings.Join(s.story, "\n"), s.events, s.fake)
+			s.t.Logf("%s\nevents: %v\n%v", strings.Join(s.story, "\n"), s.events.All(), s.fake)
 		}
 	}()
 	s.fake.meets(s.meet)
@@ -953,6 +941,7 @@ func (s *scenario) run() {
 	require.NoError(s.t, s.p.StopContext(s.t.Context()))
 	require.Empty(s.t, s.fake.leaseIDs())
 	synctest.Wait()
+	s.events.requireDrawn(s.t)
 	require.Empty(s.t, s.fake.watches)
 }
 
@@ -1027,39 +1016,4 @@ func (s *scenario) check(paused bool) {
 		require.Equal(s.t, []clientv3.LeaseID{status.Lease}, ids)
 		require.Equal(s.t, etcd.Entry{Value: status.Value, Lease: status.Lease, Rev: now.Rev}, now)
 	}
-}
-
-// lineCount is a slog handler that keeps the lines from Info up.
-type lineCount struct {
-	mu   sync.Mutex
-	kept []string
-}
-
-func (l *lineCount) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
-func (l *lineCount) WithAttrs([]slog.Attr) slog.Handler               { return l }
-func (l *lineCount) WithGroup(string) slog.Handler                    { return l }
-
-func (l *lineCount) Handle(_ context.Context, r slog.Record) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.kept = append(l.kept, r.Time.Format("15:04:05 ")+r.Message)
-	return nil
-}
-
-func (l *lineCount) lines() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.kept)
-}
-
-func (l *lineCount) last() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.kept[len(l.kept)-1]
-}
-
-func (l *lineCount) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Join(l.kept, "\n")
 }

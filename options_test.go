@@ -1,10 +1,10 @@
 package discov
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -577,15 +577,12 @@ func TestAnObserverIsCalledOneAtATime(t *testing.T) {
 func TestAVerySlowObserverMissesTheOldestAndIsToldInTheLog(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
-	log := &lockedBuffer{}
+	log := &LogLines{}
 	release := make(chan struct{})
-	var mu sync.Mutex
-	var got []State
-	p := published(t, srv.Endpoints(), WithLogger(slog.New(slog.NewTextHandler(log, nil))), WithObserver(func(e Event) {
+	events := &EventLog{}
+	p := published(t, srv.Endpoints(), log.Option(), WithObserver(func(e Event) {
 		<-release
-		mu.Lock()
-		defer mu.Unlock()
-		got = append(got, e.To)
+		events.Observe(e)
 	}))
 	for range 80 {
 		p.Pause()
@@ -594,20 +591,19 @@ func TestAVerySlowObserverMissesTheOldestAndIsToldInTheLog(t *testing.T) {
 	p.Stop()
 	close(release)
 	etcdtest.RequireSoon(t, eventually, func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(got) > 0 && got[len(got)-1] == StateStopped
+		states := events.states()
+		return len(states) > 0 && states[len(states)-1] == StateStopped
 	})
-	require.LessOrEqual(t, len(got), 258)
+	require.LessOrEqual(t, len(events.All()), 258)
 	require.Contains(t, log.String(), "missed")
 }
 
 func TestAnObserverThatPanicsIsToldInTheLogAndCalledAgain(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
-	log := &lockedBuffer{}
+	log := &LogLines{}
 	var calls atomic.Int32
-	p := published(t, srv.Endpoints(), WithLogger(slog.New(slog.NewTextHandler(log, nil))), WithObserver(func(Event) {
+	p := published(t, srv.Endpoints(), log.Option(), WithObserver(func(Event) {
 		calls.Add(1)
 		panic("oh dear")
 	}))
@@ -635,7 +631,7 @@ func TestAnObserverMayCallThePublisher(t *testing.T) {
 			var p *Publisher
 			called := make(chan struct{})
 			var once sync.Once
-			p = NewPublisher(srv.Endpoints(), testKey, testValue, WithLogger(slog.New(slog.DiscardHandler)),
+			p = NewPublisher(srv.Endpoints(), testKey, testValue, quiet,
 				WithObserver(func(e Event) {
 					if e.To != StatePublished {
 						return
@@ -663,29 +659,11 @@ func TestAnObserverMayCallThePublisher(t *testing.T) {
 
 // WithLogger.
 
-// lockedBuffer may be written and read at once.
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 func TestTheLogTellsOfALossAndOfTheReturn(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
-	log := &lockedBuffer{}
-	p := published(t, srv.Endpoints(), WithTTL(time.Second), WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+	log := &LogLines{}
+	p := published(t, srv.Endpoints(), WithTTL(time.Second), log.Option())
 	srv.Stop()
 	awaitState(t, p, StateRegistering)
 	srv.Start()
@@ -693,8 +671,8 @@ func TestTheLogTellsOfALossAndOfTheReturn(t *testing.T) {
 	p.Stop()
 	etcdtest.RequireSoon(t, eventually, func() bool { return strings.Contains(log.String(), "stopped") })
 
-	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-	require.Len(t, lines, 4, "one line each, however often it was tried: %s", log.String())
+	lines := log.All()
+	require.Len(t, lines, 4, "one line each, however often it was tried: %s", log)
 	for i, want := range []string{"registered", "lost or in doubt", "registered again", "stopped"} {
 		require.Contains(t, lines[i], want)
 		require.Contains(t, lines[i], "key="+testFullKey)
@@ -714,7 +692,7 @@ func TestALoggerThatPanicsHarmsNothing(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
 	p, events := newRecordedPublisher(t, srv.Endpoints(), WithId(testID),
-		WithLogger(slog.New(panickingHandler{slog.NewTextHandler(&lockedBuffer{}, nil)})))
+		WithLogger(slog.New(panickingHandler{slog.NewTextHandler(io.Discard, nil)})))
 	require.NoError(t, p.KeepAlive())
 	requireValue(t, srv, testFullKey, testValue)
 	p.Stop()

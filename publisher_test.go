@@ -1,18 +1,12 @@
 package discov
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -595,52 +589,6 @@ func TestStopInAnOutageRenewsNothing(t *testing.T) {
 	path.Swallow()
 	_ = p.StopContext(deadline(t, 100*time.Millisecond))
 	etcdtest.RequireSoon(t, 2500*time.Millisecond, func() bool { return lookUp(t, srv, testFullKey) == nil }, "it goes with its lease")
-	srv.RequireLeases(t, 0)
-}
-
-// startChild starts a process that is registered, and returns how to end it.
-func startChild(t *testing.T, srv *etcdtest.Server, stops bool) (end func()) {
-	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "DISCOV_TEST_CHILD_ENDPOINT="+srv.Endpoints()[0])
-	if stops {
-		cmd.Env = append(cmd.Env, "DISCOV_TEST_CHILD_STOPS=1")
-	}
-	stdin, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	stdout, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	end = func() {
-		require.NoError(t, stdin.Close())
-		_, _ = io.Copy(io.Discard, stdout)
-		require.NoError(t, cmd.Wait())
-	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	require.NoError(t, err)
-	require.Equal(t, "child.rpc/1", strings.TrimSpace(line))
-	requireValue(t, srv, "child.rpc/1", testValue)
-	return end
-}
-
-func TestAProcessThatEndsRightAfterStopLeavesNothing(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	end := startChild(t, srv, true)
-	end()
-	requireAbsent(t, srv, "child.rpc/1")
-	requireNothingLeft(t, srv)
-}
-
-func TestAProcessThatEndsWithoutStopLeavesItsKeyForOneTTL(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	end := startChild(t, srv, false)
-	end()
-	ended := time.Now()
-	requireValue(t, srv, "child.rpc/1", testValue)
-	etcdtest.RequireSoon(t, eventually, func() bool { return lookUp(t, srv, "child.rpc/1") == nil })
-	require.Less(t, time.Since(ended), 3*time.Second, "2 s, and etcd's own half second")
 	srv.RequireLeases(t, 0)
 }
 
@@ -1560,7 +1508,7 @@ func TestStopInTheMidstOfAGrantLeavesNoLease(t *testing.T) {
 	for range 8 {
 		running.Go(func() {
 			for range 60 {
-				p := NewPublisher(srv.Endpoints(), testKey, testValue, WithLogger(slog.New(slog.DiscardHandler)), WithBackgroundStart())
+				p := NewPublisher(srv.Endpoints(), testKey, testValue, quiet, WithBackgroundStart())
 				assert.NoError(t, p.KeepAlive())
 				time.Sleep(rand.N(2 * time.Millisecond)) // somewhere in the grant
 				assert.NoError(t, p.StopContext(context.Background()))
