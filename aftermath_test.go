@@ -2,7 +2,6 @@ package discov
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"testing"
 	"testing/synctest"
@@ -14,9 +13,6 @@ import (
 )
 
 // The tests in this file are about a Publisher whose KeepAlive has failed and could not withdraw what it had registered.
-
-// heal ends the trouble of every call.
-func (f *fakeEtcd) heal() { f.meets(func(string) trouble { return trouble{} }) }
 
 // cleanUpBegun waits until a KeepAlive that failed revokes its lease.
 func (f *fakeEtcd) cleanUpBegun() {
@@ -35,8 +31,8 @@ func requireWithdrawError(t *testing.T, err error) *WithdrawError {
 }
 
 func TestAKeyThatAFailedKeepAliveHasLeftGoesAsSoonAsEtcdAnswers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		events, log := &EventLog{}, &LogLines{}
 		p := f.leftKey(WithObserver(events.Observe), log.Option())
 		failed := p.KeepAlive()
 		left := requireWithdrawError(t, failed)
@@ -61,8 +57,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftGoesAsSoonAsEtcdAnswers(t *testing.T) {
 }
 
 func TestAKeyThatAFailedKeepAliveHasLeftIsGivenUpWhenItHasGoneByItself(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.leftKey()
 		left := requireWithdrawError(t, p.KeepAlive())
 		settle(time.Until(left.Until) - time.Second)
@@ -98,8 +93,8 @@ func TestAStopAroundAKeepAliveThatFailedTriesOn(t *testing.T) {
 	} {
 		for _, heals := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, etcd heals: %v", name, heals), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					f, events := newFakeEtcd(t), &EventLog{}
+				inBubble(t, func(t *testing.T, f *fakeEtcd) {
+					events := &EventLog{}
 					p := f.leftKey(WithObserver(events.Observe))
 					began := time.Now()
 					left := requireWithdrawError(t, stop(t, f, p))
@@ -145,8 +140,8 @@ func TestAPauseAroundAKeepAliveThatFailedIsDoneWhenTheKeyIsGone(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &EventLog{}
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				events := &EventLog{}
 				p := f.leftKey(WithObserver(events.Observe))
 				requireWithdrawError(t, pause(t, f, p))
 				require.Equal(t, StateWithdrawing, p.Status().State)
@@ -170,16 +165,11 @@ func TestAPauseAroundAKeepAliveThatFailedIsDoneWhenTheKeyIsGone(t *testing.T) {
 func TestAResumeKeepsWhyKeepAliveFailed(t *testing.T) {
 	for name, left := range map[string]bool{"with its key left": true, "with nothing left": false} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &EventLog{}
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				events := &EventLog{}
 				p := f.leftKey(WithObserver(events.Observe))
 				if !left {
-					f.meets(func(op string) trouble {
-						if op == "put" {
-							return trouble{after: errors.New("connection reset")}
-						}
-						return trouble{}
-					})
+					f.meets(troubles{"put": {after: errReset}}.of)
 				}
 				require.Error(t, p.KeepAlive())
 				require.NoError(t, p.ResumeContext(t.Context()))
@@ -203,19 +193,14 @@ func TestAResumeKeepsWhyKeepAliveFailed(t *testing.T) {
 }
 
 func TestAKeepAliveAfterOneThatFailedTakesOverWhatThatHasLeft(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, events := newFakeEtcd(t), &EventLog{}
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		events := &EventLog{}
 		p := f.leftKey(WithObserver(events.Observe))
 		for range 3 {
 			requireWithdrawError(t, p.KeepAlive())
 			settle(3 * time.Second)
 		}
-		f.meets(func(op string) trouble {
-			if op == "revoke" {
-				return trouble{before: errors.New("connection refused")}
-			}
-			return trouble{}
-		})
+		f.meets(troubles{"revoke": {before: errRefused}}.of)
 		require.NoError(t, p.KeepAlive(), "it is put over what is left")
 		require.ErrorIs(t, p.KeepAlive(), ErrStarted)
 		require.Equal(t, p.Status().Lease, f.at(fakeKey).Lease)
@@ -231,8 +216,7 @@ func TestAKeepAliveAfterOneThatFailedTakesOverWhatThatHasLeft(t *testing.T) {
 }
 
 func TestAStopBeforeTheNextKeepAliveIsHeardEndsBoth(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.leftKey()
 		requireWithdrawError(t, p.KeepAlive())
 		second := make(chan error, 1)
@@ -248,8 +232,7 @@ func TestAStopBeforeTheNextKeepAliveIsHeardEndsBoth(t *testing.T) {
 
 // TestAKeepAliveThatIsGivenUpInAGrantReturnsInTime: a grant is bounded, not cancelled.
 func TestAKeepAliveThatIsGivenUpInAGrantReturnsInTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.publisher(WithId(7), quiet)
 		p.connect = func(_, _ context.Context) (connected, error) {
 			on := connectedTo(stubbornEtcd{f})

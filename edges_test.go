@@ -32,8 +32,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFakeEtcd(t)
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				p := f.publisher(WithId(7), quiet)
 				p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 				ctx, cancel := end(t.Context())
@@ -53,8 +52,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 }
 
 func TestAKeepAliveWhoseDeadlineIsOverSaysSo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.publisher(WithId(7), quiet)
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 		err := p.KeepAlive()
@@ -76,8 +74,7 @@ func TestACallThatIsCancelledBeforeOrMeanwhileNamesItsCause(t *testing.T) {
 		"Stop":      (*Publisher).StopContext,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFakeEtcd(t)
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				p := f.publisher(WithId(7), quiet)
 				if name != "KeepAlive" {
 					require.NoError(t, p.KeepAlive())
@@ -97,12 +94,7 @@ func TestACallThatIsCancelledBeforeOrMeanwhileNamesItsCause(t *testing.T) {
 
 func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 	denied := func(f *fakeEtcd, _ *Publisher) {
-		f.meets(func(op string) trouble {
-			if op == "put" {
-				return trouble{before: rpctypes.ErrPermissionDenied}
-			}
-			return trouble{}
-		})
+		f.meets(troubles{"put": {before: rpctypes.ErrPermissionDenied}}.of)
 	}
 	noClient := func(_ *fakeEtcd, p *Publisher) {
 		p.connect = func(_, _ context.Context) (connected, error) { return connected{}, errors.New("no client") }
@@ -113,8 +105,8 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 		"in the background, likewise": noClient,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				events, log := &EventLog{}, &LogLines{}
 				opts := []PubOption{WithId(7), WithObserver(events.Observe), log.Option()}
 				if name == "in the background, likewise" {
 					opts = append(opts, WithBackgroundStart())
@@ -137,8 +129,8 @@ func TestAKeepAliveThatFailsForGoodTellsItOnceAsFailed(t *testing.T) {
 }
 
 func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, events, log := newFakeEtcd(t), &EventLog{}, &LogLines{}
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		events, log := &EventLog{}, &LogLines{}
 		f.meets(func(op string) trouble {
 			if op == "put" {
 				return trouble{before: fmt.Errorf("refused, try %d", len(f.calls))}
@@ -164,8 +156,8 @@ func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
 }
 
 func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, events := newFakeEtcd(t), &EventLog{}
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		events := &EventLog{}
 		p := f.publisher(WithId(7), quiet, WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
@@ -296,8 +288,8 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 		"in the background": {WithBackgroundStart()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, events := newFakeEtcd(t), &EventLog{}
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				events := &EventLog{}
 				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.Observe)}, opts...)...)
 				p.connect = func(_, stop context.Context) (connected, error) {
 					<-stop.Done()

@@ -2,11 +2,13 @@ package discov
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
@@ -64,6 +66,22 @@ type trouble struct {
 	after  error // the answer is lost
 }
 
+var (
+	errReset   = errors.New("connection reset")
+	errRefused = errors.New("connection refused")
+)
+
+// troubles are what becomes of calls by their kind.
+type troubles map[string]trouble
+
+func (t troubles) of(op string) trouble { return t[op] }
+
+// inBubble runs a test against a fake in virtual time.
+func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newFakeEtcd(t)) })
+}
+
 func newFakeEtcd(t testing.TB) *fakeEtcd {
 	f := &fakeEtcd{
 		t:       t,
@@ -74,7 +92,7 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 		watches: map[*fakeWatch]struct{}{},
 		up:      make(chan struct{}),
 		broken:  make(chan struct{}),
-		trouble: func(string) trouble { return trouble{} },
+		trouble: troubles{}.of,
 	}
 	close(f.up)
 	return f
@@ -116,6 +134,9 @@ func (f *fakeEtcd) meets(trouble func(op string) trouble) {
 	defer f.mu.Unlock()
 	f.trouble = trouble
 }
+
+// heal ends the trouble of every call.
+func (f *fakeEtcd) heal() { f.meets(troubles{}.of) }
 
 // down makes every call hang to its deadline, and ends the watches.
 func (f *fakeEtcd) down() {

@@ -32,8 +32,7 @@ func settle(d time.Duration) {
 }
 
 func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), WithTTL(30*time.Second), quiet)
 		began := time.Now()
 		settle(5 * time.Minute)
@@ -50,8 +49,7 @@ func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
 }
 
 func TestALeaseCountsFromWhenItsRenewalIsSentNotFromTheWaitForAConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		f.down()
 		settle(7 * time.Second) // the second try waits, and is a renewal
@@ -64,8 +62,7 @@ func TestALeaseCountsFromWhenItsRenewalIsSentNotFromTheWaitForAConnection(t *tes
 }
 
 func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		settle(time.Hour)
 		require.Len(t, f.requests("put"), 1)
@@ -76,26 +73,19 @@ func TestAHealthyRegistrationIsReadAboutTwiceAMinuteAndNeverWritten(t *testing.T
 }
 
 func TestAReadThatTakesLongerThanTheTTLCostsNoLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), WithTTL(2*time.Second), quiet)
-		f.meets(func(op string) trouble {
-			if op == "get" {
-				return trouble{delay: 2400 * time.Millisecond}
-			}
-			return trouble{}
-		})
+		f.meets(troubles{"get": {delay: 2400 * time.Millisecond}}.of)
 		settle(10 * time.Minute)
 		require.Greater(t, len(f.requests("get")), 15)
 		require.Len(t, f.requests("grant"), 1)
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		p.Stop()
 	})
 }
 
 func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		log := &LogLines{}
 		p := f.published(WithId(7), log.Option())
 		f.down()
@@ -124,8 +114,7 @@ func TestAfterHalfAnHourOfOutageTheKeyIsBackAtOnceAndTheLogIsShort(t *testing.T)
 }
 
 func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		f.mu.Lock()
 		f.calls = nil
@@ -146,7 +135,7 @@ func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 			gaps[gap] = true
 		}
 		require.Greater(t, len(gaps), len(calls)/2, "no two waits alike")
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		settle(time.Second)
 		require.True(t, f.at(fakeKey).Exists())
 		p.Stop()
@@ -154,8 +143,7 @@ func TestInAnOutageTriesArePacedAndJittered(t *testing.T) {
 }
 
 func TestNobodyPausesWhenAnOutageEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		published, paused := f.published(WithId(7), quiet), f.published(WithId(8), quiet)
 		for range 30 {
 			f.down()
@@ -177,13 +165,12 @@ func TestNobodyPausesWhenAnOutageEnds(t *testing.T) {
 }
 
 func TestAGrantWhoseAnswerWasLostIsRevokedOnceAnotherHoldsTheKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		lost := 0
 		f.meets(func(op string) trouble {
 			if op == "grant" && lost < 3 {
 				lost++
-				return trouble{after: errors.New("connection reset")}
+				return trouble{after: errReset}
 			}
 			return trouble{}
 		})
@@ -198,21 +185,15 @@ func TestAGrantWhoseAnswerWasLostIsRevokedOnceAnotherHoldsTheKey(t *testing.T) {
 }
 
 func TestGrantsWithoutAnAnswerDoNotPileUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
-		f.meets(func(op string) trouble {
-			if op == "grant" {
-				return trouble{after: errors.New("connection reset")}
-			}
-			return trouble{}
-		})
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		f.meets(troubles{"grant": {after: errReset}}.of)
 		p := f.publisher(WithBackgroundStart(), quiet)
 		require.NoError(t, p.KeepAlive())
 		for range 100 {
 			settle(time.Second)
 			require.LessOrEqual(t, len(f.leaseIDs()), strayLeases)
 		}
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		settle(time.Second)
 		require.Equal(t, []clientv3.LeaseID{p.Status().Lease}, f.leaseIDs())
 		p.Stop()
@@ -231,8 +212,7 @@ func (f *fakeEtcd) aged() *Publisher {
 }
 
 func TestPastLeasesThatARestoreMayBringBackHoldNothingUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.aged()
 		f.meets(func(string) trouble { return trouble{delay: time.Second} })
 		f.wipe()
@@ -251,13 +231,12 @@ func TestPastLeasesThatARestoreMayBringBackHoldNothingUp(t *testing.T) {
 }
 
 func TestALeaseThatCannotBeRevokedHoldsNoOtherUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.aged()
 		refused := 0
 		f.meets(func(op string) trouble {
 			if refused++; op == "revoke" && refused%2 == 0 {
-				return trouble{before: errors.New("connection reset")}
+				return trouble{before: errReset}
 			}
 			return trouble{}
 		})
@@ -269,14 +248,8 @@ func TestALeaseThatCannotBeRevokedHoldsNoOtherUp(t *testing.T) {
 }
 
 func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
-		f.meets(func(op string) trouble {
-			if op == "put" {
-				return trouble{after: errors.New("connection reset")}
-			}
-			return trouble{}
-		})
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		f.meets(troubles{"put": {after: errReset}}.of)
 		p := f.publisher(quiet)
 		began := time.Now()
 		err := p.KeepAlive()
@@ -286,7 +259,7 @@ func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
 		require.Empty(t, f.leaseIDs())
 		require.Equal(t, StateIdle, p.Status().State)
 		require.Equal(t, 1, f.releases)
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		require.NoError(t, p.KeepAlive())
 		p.Stop()
 		require.Equal(t, 2, f.releases)
@@ -294,8 +267,7 @@ func TestAKeepAliveThatFailsLeavesNoLeaseAndMayBeCalledAgain(t *testing.T) {
 }
 
 func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.leftKey()
 		var left *WithdrawError
 		require.ErrorAs(t, p.KeepAlive(), &left)
@@ -311,16 +283,7 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 
 // leftKey is a Publisher whose KeepAlive has failed and left its key, for a minute.
 func (f *fakeEtcd) leftKey(opts ...PubOption) *Publisher {
-	f.meets(func(op string) trouble {
-		switch op {
-		case "put":
-			return trouble{after: errors.New("connection reset")}
-		case "revoke":
-			return trouble{before: errors.New("connection refused")}
-		default:
-			return trouble{}
-		}
-	})
+	f.meets(troubles{"put": {after: errReset}, "revoke": {before: errRefused}}.of)
 	return f.publisher(append([]PubOption{WithId(7), WithTTL(time.Minute), quiet}, opts...)...)
 }
 
@@ -356,15 +319,14 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 	}
 	for name, call := range calls {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := newFakeEtcd(t)
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				p := f.leftKey()
 				err := call(t, f, p)
 				var left *WithdrawError
 				require.ErrorAs(t, err, &left)
 				require.Equal(t, fakeKey, left.Key)
 				require.True(t, f.at(fakeKey).Exists())
-				f.meets(func(string) trouble { return trouble{} })
+				f.heal()
 				settle(time.Until(left.Until))
 				require.False(t, f.at(fakeKey).Exists())
 				p.Stop()
@@ -377,16 +339,7 @@ func TestAKeepAliveThatFailsLeavesATenthOfItsBoundToTheCleanUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for range 20 { // the back-off is jittered
 			f := newFakeEtcd(t)
-			f.meets(func(op string) trouble {
-				switch op {
-				case "put":
-					return trouble{before: rpctypes.ErrNoLeader}
-				case "revoke":
-					return trouble{delay: 400 * time.Millisecond}
-				default:
-					return trouble{}
-				}
-			})
+			f.meets(troubles{"put": {before: rpctypes.ErrNoLeader}, "revoke": {delay: 400 * time.Millisecond}}.of)
 			p := f.publisher(WithId(7), quiet)
 			began := time.Now()
 			var left *WithdrawError
@@ -410,8 +363,7 @@ func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
 }
 
 func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p, goOn := f.begun()
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -426,15 +378,9 @@ func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *test
 }
 
 func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p, goOn := f.begun()
-		f.meets(func(op string) trouble {
-			if op == "revoke" {
-				return trouble{before: errors.New("connection reset")}
-			}
-			return trouble{}
-		})
+		f.meets(troubles{"revoke": {before: errReset}}.of)
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.Error(t, p.PauseContext(over))
@@ -443,21 +389,20 @@ func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
 		require.NoError(t, p.ResumeContext(t.Context()))
 		require.Empty(t, f.requests("renew"), "there was no lease to renew")
 		require.Equal(t, p.Status().Lease, f.at(fakeKey).Lease)
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		p.Stop()
 	})
 }
 
 func TestPauseWhileTheNextKeepAliveIsUnderWayTakesDrawnWays(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		events := &EventLog{}
 		p := f.leftKey()
 		p.teller = newTeller(events.Observe, p.opts.logger)
 		require.Error(t, p.KeepAlive())
 		go func() { _ = p.KeepAlive() }()
 		settle(time.Millisecond)
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		require.NoError(t, p.PauseContext(t.Context()))
 		require.False(t, f.at(fakeKey).Exists())
 		p.Stop()
@@ -467,8 +412,7 @@ func TestPauseWhileTheNextKeepAliveIsUnderWayTakesDrawnWays(t *testing.T) {
 }
 
 func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		events := &EventLog{}
 		p := f.publisher(WithId(7), quiet, WithBackgroundStart(), WithObserver(events.Observe))
 		connect := p.connect
@@ -503,16 +447,7 @@ func TestAStopThatDoesNotWaitAllowsForTheRenewalThatIsUnderWay(t *testing.T) {
 		for range 20 { // a renewal that is given up may be applied or not
 			f := newFakeEtcd(t)
 			p := f.published(WithId(7), quiet)
-			f.meets(func(op string) trouble {
-				switch op {
-				case "renew":
-					return trouble{delay: 2 * time.Second}
-				case "revoke":
-					return trouble{before: errors.New("connection refused")}
-				default:
-					return trouble{}
-				}
-			})
+			f.meets(troubles{"renew": {delay: 2 * time.Second}, "revoke": {before: errRefused}}.of)
 			time.Sleep(defaultTTL/3 + time.Second) // under way
 			over, cancel := context.WithCancel(t.Context())
 			cancel()
@@ -540,8 +475,7 @@ func (l lateEtcd) Put(ctx context.Context, what etcd.Write) (int64, error) {
 }
 
 func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		var events EventLog
 		p := f.publisher(WithId(7), quiet, WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
@@ -560,8 +494,7 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsIsUndoneAsDrawn(t *testing.T) {
 }
 
 func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		for i := range 50 {
 			began := time.Now()
@@ -575,8 +508,7 @@ func TestUpdatesOnAHealthyEtcdAreNotHeldBack(t *testing.T) {
 
 // TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack: there was a connection when the value was taken.
 func TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		before := f.at(fakeKey).Rev
 		var once sync.Once
@@ -600,8 +532,7 @@ func TestAnOutageThatBeginsUnderAWriteKeepsItsValueBack(t *testing.T) {
 }
 
 func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.tooLarge = "huge"
 		p := f.published(WithId(7), quiet)
 		require.ErrorIs(t, p.Update(t.Context(), "huge"), rpctypes.ErrRequestTooLarge)
@@ -619,8 +550,7 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 }
 
 func TestAFirstValueThatIsTooLargeIsNotSentAgainAndAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.tooLarge = "v0"
 		p := f.publisher(WithId(7), quiet, WithBackgroundStart())
 		require.NoError(t, p.KeepAlive())
@@ -634,8 +564,7 @@ func TestAFirstValueThatIsTooLargeIsNotSentAgainAndAgain(t *testing.T) {
 }
 
 func TestAPausedPublisherWhoseConnectionBreaksAgainAndAgainAsksWithPauses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		require.NoError(t, p.PauseContext(t.Context()))
 		before := len(f.requests("leases"))
@@ -651,15 +580,14 @@ func TestAPausedPublisherWhoseConnectionBreaksAgainAndAgainAsksWithPauses(t *tes
 }
 
 func TestAValueWhoseAnswerWasLostIsTheOneBeforeOneThatIsTooLarge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.tooLarge = "huge"
 		p := f.published(WithId(7), quiet)
 		lost := false
 		f.meets(func(op string) trouble {
 			if op == "put" && !lost {
 				lost = true
-				return trouble{after: errors.New("connection reset")}
+				return trouble{after: errReset}
 			}
 			return trouble{}
 		})
@@ -672,8 +600,7 @@ func TestAValueWhoseAnswerWasLostIsTheOneBeforeOneThatIsTooLarge(t *testing.T) {
 }
 
 func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		f.down()
 		began := time.Now()
@@ -693,8 +620,7 @@ func TestAStopInAnOutageTriesForOneTTLAndSaysByWhenTheKeyIsGone(t *testing.T) {
 }
 
 func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), WithTTL(time.Hour), quiet)
 		f.down()
 		var withdraw *WithdrawError
@@ -710,22 +636,16 @@ func TestAPauseInAnOutageIsTriedUntilEtcdAnswersHoweverLate(t *testing.T) {
 }
 
 func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		was := p.Status().Lease
-		f.meets(func(op string) trouble {
-			if op == "revoke" {
-				return trouble{before: errors.New("connection reset")}
-			}
-			return trouble{}
-		})
+		f.meets(troubles{"revoke": {before: errReset}}.of)
 		require.Error(t, p.PauseContext(t.Context()))
 		require.True(t, f.at(fakeKey).Exists())
 		require.NoError(t, p.ResumeContext(t.Context()))
 		require.NotEqual(t, was, p.Status().Lease)
 		require.Equal(t, p.Status().Lease, f.at(fakeKey).Lease)
-		f.meets(func(string) trouble { return trouble{} })
+		f.heal()
 		settle(5 * time.Second)
 		require.Equal(t, []clientv3.LeaseID{p.Status().Lease}, f.leaseIDs(), "the old one was revoked with the next renewal")
 		p.Stop()
@@ -733,8 +653,7 @@ func TestAResumeBeforeTheRevokeIsConfirmedTakesANewLeaseFirst(t *testing.T) {
 }
 
 func TestAnotherInstanceKeepsTheKeyThatItTookAndAFreeOneIsTakenBackAtAPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		f.lend(99)
 		writes := len(f.requests("put"))
@@ -762,8 +681,7 @@ func TestAnotherInstanceKeepsTheKeyThatItTookAndAFreeOneIsTakenBackAtAPace(t *te
 }
 
 func TestAKeyThatIsDeletedInALoopIsMendedWithPauses(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		for range 60_000 {
 			f.remove(fakeKey)
@@ -777,8 +695,7 @@ func TestAKeyThatIsDeletedInALoopIsMendedWithPauses(t *testing.T) {
 }
 
 func TestARevisionThatWentBackIsADoubt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.rev = 1000
 		p := f.published(WithId(7), quiet)
 		f.mu.Lock() // restored to a time without the key, and the watch sleeps on at a revision that is far ahead
@@ -811,8 +728,7 @@ func TestTheWaysInTheDocsAreThoseInTheCode(t *testing.T) {
 }
 
 func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackAtAPace(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFakeEtcd(t)
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.published(WithId(7), quiet)
 		synctest.Wait() // it is watched
 		f.lend(99)
@@ -931,7 +847,7 @@ func (s *scenario) run() {
 	if down {
 		s.fake.back()
 	}
-	s.fake.meets(func(string) trouble { return trouble{} })
+	s.fake.heal()
 	s.fake.expire(99)
 	s.calls.Wait()
 	s.tell("all is well")
@@ -990,9 +906,9 @@ func (s *scenario) pick(n int) int {
 func (s *scenario) meet(string) trouble {
 	switch s.pick(8) {
 	case 0:
-		return trouble{before: errors.New("connection refused")}
+		return trouble{before: errRefused}
 	case 1:
-		return trouble{after: errors.New("connection reset")}
+		return trouble{after: errReset}
 	case 2:
 		return trouble{delay: time.Duration(s.pick(4_000_000)) * time.Microsecond}
 	default:
