@@ -15,6 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 )
 
@@ -113,6 +114,9 @@ func (f *fakeEtcd) conn(t *testing.T) *Conn {
 // usual are the bounds of a user as a Publisher has them.
 var usual = Bounds{Call: 2500 * time.Millisecond, Patience: 1250 * time.Millisecond, MaxPatience: 2250 * time.Millisecond}
 
+// boundless are those of one whose requests have the bounds of their contexts alone.
+var boundless = Bounds{Patience: usual.Patience, MaxPatience: usual.MaxPatience}
+
 // user returns a user of a connection of its own, which is ready. The test's time begins anew.
 func (f *fakeEtcd) user(t *testing.T, bounds Bounds) *Caller {
 	t.Helper()
@@ -178,6 +182,43 @@ func (f *fakeEtcd) meets(before func(ctx context.Context, request any) error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.before = before
+}
+
+// meets are what becomes of some requests, one after the other.
+type meets []func(context.Context) error
+
+// meetsInTurn lets the requests of a kind meet these, and those that come after nothing.
+func (f *fakeEtcd) meetsInTurn(these meets, isOne func(request any) bool) {
+	f.meets(func(ctx context.Context, request any) error {
+		if !isOne(request) {
+			return nil
+		}
+		f.mu.Lock()
+		var this func(context.Context) error
+		if len(these) > 0 {
+			this, these = these[0], these[1:]
+		}
+		f.mu.Unlock()
+		if this == nil {
+			return nil
+		}
+		return this(ctx)
+	})
+}
+
+// takes lets an answer take so long, or for ever, where the request may be given up.
+func takes(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if !after(ctx, d) {
+			return status.FromContextError(ctx.Err()).Err()
+		}
+		return nil
+	}
+}
+
+// fails refuses.
+func fails(err error) func(context.Context) error {
+	return func(context.Context) error { return err }
 }
 
 // put changes a key, without telling anybody.

@@ -23,9 +23,7 @@ func TestAFirstRegistrationOverALongRoundTripAsksForOneLease(t *testing.T) {
 	for _, roundTrip := range []time.Duration{10 * time.Millisecond, 1100 * time.Millisecond, 1200 * time.Millisecond, 2 * time.Second} {
 		inBubble(t, func(t *testing.T, f *fakeEtcd) {
 			f.roundTrip = roundTrip
-			first := usual
-			first.Call = 0
-			user := f.conn(t).Caller(first)
+			user := f.conn(t).Caller(boundless)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			require.NoError(t, user.Ready(ctx))
@@ -47,44 +45,17 @@ func asked(f *fakeEtcd) (at []time.Duration, ids []int64) {
 	return at, ids
 }
 
-// grants lets the grants meet this one after the other, and those that come after nothing.
-func (f *fakeEtcd) grants(these ...func(context.Context) error) {
-	f.meets(func(ctx context.Context, request any) error {
-		if _, ok := request.(*pb.LeaseGrantRequest); !ok {
-			return nil
-		}
-		f.mu.Lock()
-		var this func(context.Context) error
-		if len(these) > 0 {
-			this, these = these[0], these[1:]
-		}
-		f.mu.Unlock()
-		if this == nil {
-			return nil
-		}
-		return this(ctx)
+// grants lets the grants meet these.
+func (f *fakeEtcd) grants(these meets) {
+	f.meetsInTurn(these, func(request any) bool {
+		_, ok := request.(*pb.LeaseGrantRequest)
+		return ok
 	})
 }
 
-// takes lets an answer take so long, or for ever, where the request may be given up.
-func takes(d time.Duration) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if !after(ctx, d) {
-			return status.FromContextError(ctx.Err()).Err()
-		}
-		return nil
-	}
-}
-
-// fails refuses.
-func fails(err error) func(context.Context) error {
-	return func(context.Context) error { return err }
-}
-
 func TestGrant(t *testing.T) {
-	type meets = []func(context.Context) error
 	for name, c := range map[string]struct {
-		grants []func(context.Context) error
+		grants meets
 		asks   []int64            // the IDs that are asked for
 		lease  clientv3.LeaseID   // the one that is granted; zero where none is
 		strays []clientv3.LeaseID // what may be there besides
@@ -124,7 +95,7 @@ func TestGrant(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				user := f.user(t, usual)
-				f.grants(c.grants...)
+				f.grants(c.grants)
 				lease, strays, err := user.Grant(t.Context(), testTTL, ids())
 				require.Equal(t, c.took, f.since())
 				require.ElementsMatch(t, c.strays, strays)
@@ -162,7 +133,7 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 				bounds := usual
 				bounds.Call = c.call
 				user := f.user(t, bounds)
-				f.grants(takes(c.takes))
+				f.grants(meets{takes(c.takes)})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
 				time.AfterFunc(time.Second/2, cancel)
@@ -182,9 +153,7 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 
 func TestAGrantNeedsNoDeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		first := usual
-		first.Call = 0
-		lease, _, err := f.user(t, first).Grant(context.Background(), testTTL, ids())
+		lease, _, err := f.user(t, boundless).Grant(context.Background(), testTTL, ids())
 		require.NoError(t, err)
 		require.EqualValues(t, 1, lease.ID)
 	})

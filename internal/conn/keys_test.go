@@ -68,6 +68,15 @@ func news(w *etcd.Watcher) (last etcd.Change, isNew bool, err error) {
 	}
 }
 
+// requireNews demands that a watcher has something to tell, or nothing, and returns it.
+func requireNews(t *testing.T, w *etcd.Watcher, want bool, why ...any) etcd.Change {
+	t.Helper()
+	last, isNew, err := news(w)
+	require.NoError(t, err)
+	require.Equal(t, want, isNew, why...)
+	return last
+}
+
 func TestAnAuditTellsWhatAWatchHasMissed(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		names, watchers := watchAll(t, f, f.conn(t), 3) // the fake's watches tell nothing
@@ -76,22 +85,14 @@ func TestAnAuditTellsWhatAWatchHasMissed(t *testing.T) {
 		delete(f.keys, names[2])
 		f.mu.Unlock()
 		time.Sleep(auditEvery)
-		_, isNew, err := news(watchers[0])
-		require.NoError(t, err)
-		require.False(t, isNew, "nothing has happened to it")
-		last, isNew, err := news(watchers[1])
-		require.NoError(t, err)
-		require.True(t, isNew)
+		requireNews(t, watchers[0], false, "nothing has happened to it")
+		last := requireNews(t, watchers[1], true)
 		require.Equal(t, "other", last.Now.Value)
-		last, isNew, err = news(watchers[2])
-		require.NoError(t, err)
-		require.True(t, isNew)
+		last = requireNews(t, watchers[2], true)
 		require.False(t, last.Now.Exists())
 		time.Sleep(2 * auditEvery)
 		for _, w := range watchers {
-			_, isNew, err = news(w)
-			require.NoError(t, err)
-			require.False(t, isNew, "it was told")
+			requireNews(t, w, false, "it was told")
 		}
 	})
 }
@@ -169,9 +170,7 @@ func TestKeysAreReadFewerAtOnceWhereEtcdTakesNoMore(t *testing.T) {
 			})
 			f.put(names[0], "other")
 			time.Sleep(auditEvery)
-			_, isNew, err := news(watchers[0])
-			require.NoError(t, err)
-			require.True(t, isNew)
+			requireNews(t, watchers[0], true)
 			at, _ := got[*pb.TxnRequest](f)
 			require.Len(t, at, 3)
 		})
@@ -184,9 +183,7 @@ func TestAnAuditThatFailsTellsNothing(t *testing.T) {
 		f.meets(func(context.Context, any) error { return rpctypes.ErrGRPCTimeout })
 		time.Sleep(3 * auditEvery)
 		for _, w := range watchers {
-			_, isNew, err := news(w)
-			require.NoError(t, err)
-			require.False(t, isNew)
+			requireNews(t, w, false)
 		}
 	})
 }
@@ -203,9 +200,7 @@ func TestAWatchThatIsDeniedIsAskedForAgainOnceTheKeyCanBeRead(t *testing.T) {
 		time.Sleep(2 * auditEvery)
 		at, _ = got[*pb.WatchCreateRequest](f)
 		require.Len(t, at, 1, "it stands")
-		_, isNew, err := news(watchers[0])
-		require.NoError(t, err)
-		require.False(t, isNew)
+		requireNews(t, watchers[0], false)
 	})
 }
 

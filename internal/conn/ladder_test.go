@@ -16,23 +16,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ranges lets the reads meet these one after the other.
-func (f *fakeEtcd) ranges(these ...func(context.Context) error) {
-	f.meets(func(ctx context.Context, request any) error {
+// ranges lets the reads meet these.
+func (f *fakeEtcd) ranges(these meets) {
+	f.meetsInTurn(these, func(request any) bool {
 		r, ok := request.(*pb.RangeRequest)
-		if !ok || r.GetSerializable() { // a question about the link
-			return nil
-		}
-		f.mu.Lock()
-		var this func(context.Context) error
-		if len(these) > 0 {
-			this, these = these[0], these[1:]
-		}
-		f.mu.Unlock()
-		if this == nil {
-			return nil
-		}
-		return this(ctx)
+		return ok && !r.GetSerializable() // which is a question about the link
 	})
 }
 
@@ -48,7 +36,6 @@ func reads(f *fakeEtcd) (at []time.Duration) {
 }
 
 func TestLadder(t *testing.T) {
-	type meets = []func(context.Context) error
 	for name, c := range map[string]struct {
 		members int
 		meets   meets
@@ -92,7 +79,7 @@ func TestLadder(t *testing.T) {
 					f.serve(t, "two:2379")
 				}
 				user := f.user(t, usual)
-				f.ranges(c.meets...)
+				f.ranges(c.meets)
 				_, _, err := user.Get(t.Context(), testKey)
 				require.ErrorIs(t, err, c.is)
 				require.Equal(t, c.took, f.since())
@@ -169,9 +156,7 @@ func TestAWaitForAConnectionIsLongerAndLongerAndItsErrorSaysThatNothingWasSent(t
 func TestARequestWhoseContextIsDoneSaysWhatEtcdWasDoing(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.refuse(errors.New("no route"))
-		first := usual
-		first.Call = 0
-		user := f.conn(t).Caller(first)
+		user := f.conn(t).Caller(boundless)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		_, _, err := user.Get(ctx, testKey)
