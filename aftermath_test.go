@@ -233,7 +233,7 @@ func TestAStopBeforeTheNextKeepAliveIsHeardEndsBoth(t *testing.T) {
 // TestAKeepAliveThatIsGivenUpInAGrantReturnsInTime: a grant is bounded, not cancelled.
 func TestAKeepAliveThatIsGivenUpInAGrantReturnsInTime(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		p := f.publisher(WithId(7), quiet)
+		p := f.publisher(WithId(7), Quiet)
 		p.connect = func(_, _ context.Context) (connected, error) {
 			on := connectedTo(stubbornEtcd{f})
 			on.release = f.release

@@ -57,7 +57,6 @@ type chaos struct {
 	group  *etcdtest.ProcessCluster
 	paths  []*etcdtest.Path
 	random *rand.Rand
-	opts   []discov.PubOption // of all
 	live   []*chaosInstance
 	story  []string
 	nextID int64
@@ -187,13 +186,13 @@ func onAll[T any](kind func(*chaos) []T, strike, mend func(T)) func(*chaos, int)
 
 func newChaos(t *testing.T, members int, account bool) *chaos {
 	t.Helper()
-	c := &chaos{opts: []discov.PubOption{discov.WithTTL(chaosTTL)}}
+	c, all := &chaos{}, []discov.PubOption{discov.WithTTL(chaosTTL)}
 	var opts []etcdtest.Option
 	stream := uint64(members)
 	if account {
 		stream += 10
 		opts = append(opts, etcdtest.WithAuth("svc", "pass"), etcdtest.WithTokenTTL(2*time.Second))
-		c.opts = append(c.opts, discov.WithPubEtcdAccount("svc", "pass"))
+		all = append(all, withAccount)
 	}
 	c.random = rand.New(rand.NewPCG(*chaosSeed, stream))
 	c.group = etcdtest.StartProcessCluster(t, members, opts...)
@@ -201,6 +200,10 @@ func newChaos(t *testing.T, members int, account bool) *chaos {
 		c.paths = append(c.paths, etcdtest.NewPath(t, m.Endpoints()[0]))
 	}
 	c.scene = newScene(t, c.group)
+	c.opts, c.endpoints = all, nil
+	for _, path := range c.paths {
+		c.endpoints = append(c.endpoints, path.Endpoint())
+	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, line := range c.story {
@@ -220,7 +223,7 @@ func (c *chaos) tell(format string, args ...any) {
 
 // add starts a Publisher; every other one has an id.
 func (c *chaos) add() {
-	opts := slices.Clone(c.opts)
+	var opts []discov.PubOption
 	if c.nextID++; c.nextID%2 == 0 {
 		opts = append(opts, discov.WithId(c.nextID))
 	}
@@ -228,11 +231,7 @@ func (c *chaos) add() {
 }
 
 func (c *chaos) start(opts []discov.PubOption) *chaosInstance {
-	var endpoints []string
-	for _, p := range c.paths {
-		endpoints = append(endpoints, p.Endpoint())
-	}
-	return &chaosInstance{instance: c.publish(endpoints, fmt.Sprintf("v%d", c.random.IntN(1000)), opts...), opts: opts}
+	return &chaosInstance{instance: c.publish(fmt.Sprintf("v%d", c.random.IntN(1000)), opts...), opts: opts}
 }
 
 // round makes one fault, or two at once, for up to two and a half TTLs, with calls of users meanwhile.

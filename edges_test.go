@@ -33,7 +33,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
-				p := f.publisher(WithId(7), quiet)
+				p := f.publisher(WithId(7), Quiet)
 				p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 				ctx, cancel := end(t.Context())
 				time.AfterFunc(300*time.Millisecond, cancel)
@@ -53,7 +53,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 
 func TestAKeepAliveWhoseDeadlineIsOverSaysSo(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		p := f.publisher(WithId(7), quiet)
+		p := f.publisher(WithId(7), Quiet)
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 		err := p.KeepAlive()
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -75,7 +75,7 @@ func TestACallThatIsCancelledBeforeOrMeanwhileNamesItsCause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
-				p := f.publisher(WithId(7), quiet)
+				p := f.publisher(WithId(7), Quiet)
 				if name != "KeepAlive" {
 					require.NoError(t, p.KeepAlive())
 				}
@@ -158,7 +158,7 @@ func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
 func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		events := &EventLog{}
-		p := f.publisher(WithId(7), quiet, WithObserver(events.Observe))
+		p := f.publisher(WithId(7), Quiet, WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
@@ -176,7 +176,7 @@ func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 }
 
 func TestANilOptionIsBadInput(t *testing.T) {
-	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithId(7), nil, quiet)
+	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithId(7), nil, Quiet)
 	err := p.KeepAlive()
 	require.ErrorIs(t, err, ErrOptions)
 	require.ErrorContains(t, err, "PubOption 2 of 3 is nil")
@@ -220,7 +220,7 @@ func TestAZeroPublisherIsBadInputAndNeverPanics(t *testing.T) {
 }
 
 func TestAnErrorAboutTLSFilesNamesTheirOption(t *testing.T) {
-	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithPubEtcdTLS("missing.pem", "missing.key", "", false), quiet)
+	p := NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithPubEtcdTLS("missing.pem", "missing.key", "", false), Quiet)
 	err := p.KeepAlive()
 	require.ErrorIs(t, err, ErrTLS)
 	require.ErrorContains(t, err, "WithPubEtcdTLS: certificate file missing.pem")
@@ -290,7 +290,7 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				events := &EventLog{}
-				p := f.publisher(append([]PubOption{WithId(7), quiet, WithObserver(events.Observe)}, opts...)...)
+				p := f.publisher(append([]PubOption{WithId(7), Quiet, WithObserver(events.Observe)}, opts...)...)
 				p.connect = func(_, stop context.Context) (connected, error) {
 					<-stop.Done()
 					return connected{}, stop.Err()

@@ -27,7 +27,7 @@ const (
 
 // serve registers, tells its key, and ends as it is told.
 func serve(endpoint string) int {
-	pub := discov.NewPublisher([]string{endpoint}, prefix, "a:1", discov.WithId(7), discov.WithTTL(shortTTL))
+	pub := discov.NewPublisher([]string{endpoint}, prefix, "a:1", withID(shortTTL)...)
 	if err := pub.KeepAlive(); err != nil {
 		fmt.Println(err)
 		return 1
@@ -86,21 +86,19 @@ func (s *scene) requireGoneWithItsLease(ended time.Time) {
 
 func TestAProcessThatEndsRightAfterStopLeavesNothing(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	s := newScene(t, etcd)
-	startChild(t, s, etcd.Endpoints()[0]).end(t, withStop)
+	s := onServer(t)
+	startChild(t, s, s.server.Endpoints()[0]).end(t, withStop)
 	require.False(t, s.Present(t, childKey))
-	etcd.RequireLeases(t, 0)
+	s.server.RequireLeases(t, 0)
 	etcdtest.RequireSoon(t, atOnce, func() bool {
-		return etcd.Watchers() == 0 && etcd.OpenStreams("Watch") == 0 && etcd.OpenStreams("LeaseKeepAlive") == 0 && etcd.Connections() == 0
+		return s.server.Watchers() == 0 && s.server.OpenStreams("Watch") == 0 && s.server.OpenStreams("LeaseKeepAlive") == 0 && s.server.Connections() == 0
 	}, "no watcher, stream or connection is left")
 }
 
 func TestAProcessThatEndsWithoutStopLeavesItsKeyForOneTTL(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	s := newScene(t, etcd)
-	startChild(t, s, etcd.Endpoints()[0]).end(t, withoutStop)
+	s := onServer(t)
+	startChild(t, s, s.server.Endpoints()[0]).end(t, withoutStop)
 	ended := s.begin("ended")
 	require.True(t, s.Present(t, childKey))
 	s.requireGoneWithItsLease(ended)
@@ -108,9 +106,8 @@ func TestAProcessThatEndsWithoutStopLeavesItsKeyForOneTTL(t *testing.T) {
 
 func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	s := newScene(t, etcd)
-	c := startChild(t, s, etcd.Endpoints()[0])
+	s := onServer(t)
+	c := startChild(t, s, s.server.Endpoints()[0])
 	for _, frozen := range []time.Duration{shortTTL / 3, shortTTL + 100*time.Millisecond, shortTTL + 600*time.Millisecond, 2 * shortTTL} {
 		etcdtest.Suspend(t, c.Process)
 		s.begin("frozen")
@@ -124,7 +121,7 @@ func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) 
 		}
 		time.Sleep(atOnce)
 		require.True(t, s.Present(t, childKey))
-		require.Equal(t, 1, etcd.Leases(t))
+		require.Equal(t, 1, s.server.Leases(t))
 		require.Len(t, s.Keys(t), 1)
 	}
 	require.NoError(t, c.Process.Kill())

@@ -22,14 +22,16 @@ const proxyTTL = 6 * time.Second
 // behindProxy is an etcd that is reached through a proxy. Its watchers are the proxy's, and are not counted.
 type behindProxy struct{ faultyEtcd }
 
-// publishMany registers n Publishers under keys with their lease IDs. The value of each is its own.
-func (s *scene) publishMany(n int, proxy *etcdtest.Proxy) []*instance {
-	s.t.Helper()
-	var pubs []*instance
+// publishBehindProxy registers n Publishers under keys with their lease IDs. The value of each is its own.
+func publishBehindProxy(t *testing.T, etcd faultyEtcd, n int) (s *scene, proxy *etcdtest.Proxy, pubs []*instance) {
+	t.Helper()
+	proxy = etcdtest.StartProxy(t, etcd.Endpoints())
+	s = newScene(t, behindProxy{etcd})
+	s.endpoints = proxy.Endpoints()
 	for i := range n {
-		pubs = append(pubs, s.publish(proxy.Endpoints(), fmt.Sprintf("a:%d", i), discov.WithTTL(proxyTTL)))
+		pubs = append(pubs, s.publish(fmt.Sprintf("a:%d", i), discov.WithTTL(proxyTTL)))
 	}
-	return pubs
+	return s, proxy, pubs
 }
 
 // revokeAtRandom revokes the leases of these Publishers, one after the other, in the time of two TTLs.
@@ -37,7 +39,7 @@ func (s *scene) revokeAtRandom(pubs []*instance) {
 	s.t.Helper()
 	for _, pub := range pubs {
 		time.Sleep(rand.N(4 * proxyTTL / time.Duration(len(pubs))))
-		revoke(s.t, s.etcd, pub.Status().Lease)
+		s.revoke(pub.Status().Lease)
 		s.begin("revoked that of %s", pub.key())
 	}
 }
@@ -65,10 +67,7 @@ func (s *scene) doubles() []etcdtest.Change {
 
 func TestLeasesRevokedBehindAProxyCostNoOtherPublisherItsLease(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
-	s := newScene(t, behindProxy{etcd})
-	pubs := s.publishMany(30, proxy)
+	s, _, pubs := publishBehindProxy(t, etcdtest.Start(t), 30)
 	hit, spared := pubs[:15], pubs[15:]
 	before := map[*instance]discov.Status{}
 	for _, pub := range spared {
@@ -89,10 +88,7 @@ func TestLeasesRevokedBehindAProxyCostNoOtherPublisherItsLease(t *testing.T) {
 
 func TestStopAfterLeasesWereRevokedBehindAProxyLeavesNothing(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
-	s := newScene(t, behindProxy{etcd})
-	pubs := s.publishMany(30, proxy)
+	s, _, pubs := publishBehindProxy(t, etcdtest.Start(t), 30)
 	s.revokeAtRandom(pubs[:15])
 	for _, pub := range pubs {
 		require.NoError(t, pub.StopContext(t.Context()))
@@ -102,10 +98,7 @@ func TestStopAfterLeasesWereRevokedBehindAProxyLeavesNothing(t *testing.T) {
 
 func TestAProxyThatWasAwayLeavesOneKeyForEachPublisher(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
-	s := newScene(t, behindProxy{etcd})
-	pubs := s.publishMany(30, proxy)
+	s, proxy, pubs := publishBehindProxy(t, etcdtest.Start(t), 30)
 	for range 3 {
 		proxy.Kill()
 		time.Sleep(4 * time.Second)
@@ -121,10 +114,7 @@ func TestAProxyThatWasAwayLeavesOneKeyForEachPublisher(t *testing.T) {
 
 func TestAKeyDeletedWhileItsRenewalWaitsAtAProxyIsBackAtOnce(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
-	s := newScene(t, behindProxy{etcd})
-	pubs := s.publishMany(3, proxy)
+	s, _, pubs := publishBehindProxy(t, etcdtest.Start(t), 3)
 	var away []time.Duration
 	for range 12 {
 		// A renewal is due after a third of the TTL at the latest. This one has been under way for a while.
@@ -134,13 +124,11 @@ func TestAKeyDeletedWhileItsRenewalWaitsAtAProxyIsBackAtOnce(t *testing.T) {
 			return time.Until(pub.Status().Until) < proxyTTL-proxyTTL/3-50*time.Millisecond
 		}
 		etcdtest.RequireSoon(t, 4*proxyTTL, func() bool { return slices.ContainsFunc(pubs, isLate) }, "every renewal is answered at once")
-		remove(t, etcd, late.key())
+		s.remove(late)
 		away = append(away, s.requireTrue(s.begin("deleted %s", late.key()), atOnce, pubs...))
 	}
 	s.requireMostly(100*time.Millisecond, "deleted", away)
-	for _, pub := range pubs {
-		s.requireOneLease(pub)
-	}
+	s.requireOneLease(pubs...)
 }
 
 // After a longer outage it is the client of the proxy that takes its time: it waits for up to two minutes before it dials
@@ -148,9 +136,7 @@ func TestAKeyDeletedWhileItsRenewalWaitsAtAProxyIsBackAtOnce(t *testing.T) {
 func TestAQuickRestartOfEtcdBehindAProxyNeverTakesTheKeyAway(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.StartProcess(t)
-	proxy := etcdtest.StartProxy(t, etcd.Endpoints())
-	s := newScene(t, behindProxy{etcd})
-	pubs := s.publishMany(10, proxy)
+	s, _, pubs := publishBehindProxy(t, etcd, 10)
 	for range 3 {
 		etcd.Kill()
 		time.Sleep(500 * time.Millisecond)
@@ -162,9 +148,7 @@ func TestAQuickRestartOfEtcdBehindAProxyNeverTakesTheKeyAway(t *testing.T) {
 		s.figure("etcd was restarted: all are renewed", s.requireTrue(back, 2*proxyTTL, pubs...))
 	}
 	s.requireNeverAbsent(pubs...)
-	for _, pub := range pubs {
-		s.requireOneLease(pub)
-	}
-	remove(t, etcd, pubs[0].key())
+	s.requireOneLease(pubs...)
+	s.remove(pubs[0])
 	s.figure("deleted after that", s.requireTrue(s.begin("deleted"), proxyTTL/2, pubs...))
 }

@@ -5,109 +5,64 @@
 package discov_test
 
 import (
+	"fmt"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 func TestSlowAnOutageOf90SecondsNeverTakesTheKeyAway(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.StartProcess(t)
-	s := newScene(t, etcd)
-	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
-	etcd.Kill()
-	s.begin("killed")
-	time.Sleep(90 * time.Second)
-	etcd.Start()
-	s.figure("restart after 90s", s.requireTrue(s.begin("started"), atOnce, pub))
-	time.Sleep(10*time.Second + restartLag)
-	s.requireNeverAbsent(pub)
-	s.requireOneLease(pub)
+	keeping{on: onProcess, opts: withID(defaultTTL), fault: func(s *scene) {
+		s.process.Kill()
+		s.begin("killed")
+		time.Sleep(90 * time.Second)
+		s.process.Start()
+		s.requireBack("restart after 90 s")
+	}}.requireKept(t)
 }
 
-func TestSlowAPathThatSwallowsEverythingForTwiceTheDefaultTTLHasTheKeyBackAtOnce(t *testing.T) {
+func TestSlowAnOutageOfTheDefaultTTLHasTheKeyBackAtOnce(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	path := etcdtest.NewPath(t, etcd.Endpoints()[0])
-	s := newScene(t, etcd)
-	pub := s.publish([]string{path.Endpoint()}, "a:1", discov.WithId(7))
-	for _, lossy := range []bool{false, true} {
-		path.Swallow()
-		if lossy {
-			path.DeafenCurrent()
-		}
-		s.begin("swallowing, lossy: %v", lossy)
-		time.Sleep(20 * time.Second)
-		if lossy {
-			path.DeafenCurrent()
-		}
-		path.Heal()
-		s.figure("swallowed for 20s", s.requireTrue(s.begin("healed"), atOnce, pub))
-		time.Sleep(10*time.Second + expiryLag)
-		s.requireTrue(time.Now(), 0, pub)
+	for name, lengths := range map[string][]time.Duration{
+		"swallowed": {2 * defaultTTL},
+		"lost":      {2 * defaultTTL},
+		"frozen":    {defaultTTL - time.Second, defaultTTL + time.Second, 2 * defaultTTL},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := outages[name].on(t)
+			s.publish("a:1", withID(defaultTTL)...)
+			for _, length := range lengths {
+				outages[name].requireBackAfter(s, length)
+			}
+		})
 	}
 }
 
 func TestSlowAFrozenMemberNeverTakesAKeyOfTheDefaultTTLAway(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.StartProcessCluster(t, 3)
-	s := newScene(t, etcd)
-	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
-	for _, member := range append(etcd.Followers(), etcd.Leader()) {
-		member.Freeze()
-		s.begin("frozen")
-		time.Sleep(13 * time.Second)
-		s.requireNeverAbsent(pub)
-		member.Thaw()
-		s.requireTrue(s.begin("thawed"), atOnce, pub)
-	}
-	time.Sleep(10*time.Second + expiryLag)
-	s.requireTrue(time.Now(), 0, pub)
-	s.requireAbsentOnlyByAStaleLeader(pub)
-}
-
-func TestSlowASingleEtcdFrozenForLongerThanTheDefaultTTLHasTheKeyBackAtOnce(t *testing.T) {
-	t.Parallel()
-	etcd := etcdtest.StartProcess(t)
-	s := newScene(t, etcd)
-	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
-	for _, frozen := range []time.Duration{9 * time.Second, 11 * time.Second, 20 * time.Second} {
-		etcd.Freeze()
-		s.begin("frozen for %v", frozen)
-		time.Sleep(frozen)
-		etcd.Thaw()
-		thawed := s.begin("thawed")
-		s.figure("thawed", s.requireTrue(thawed, atOnce, pub))
-		time.Sleep(11 * time.Second)
-		s.requireTrue(time.Now(), 0, pub)
-		if absent, _ := s.absence(pub, thawed); absent > 0 {
-			s.figure("absent", absent)
-			require.LessOrEqual(t, absent, atOnce)
-		}
-	}
+	requireKeptWhileEachIsFrozen(t, onProcesses(t), defaultTTL)
 }
 
 func TestSlowTwoInstancesOfOneIDDoNotFight(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t)
-	s := newScene(t, etcd)
-	c := etcd.Client(t)
-	pub := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
+	s := onServer(t)
+	pub := s.publish("a:1", discov.WithId(7))
 	key := pub.key()
 	s.History(key) // the observer knows of the first put
 	since := s.begin("the other takes the key, and goes, once a second")
 	for range 75 {
-		other, err := c.Grant(t.Context(), 60)
-		require.NoError(t, err)
-		_, err = c.Put(t.Context(), key, "b:2", clientv3.WithLease(other.ID))
-		require.NoError(t, err)
+		other := s.putByAnother(key)
 		time.Sleep(500 * time.Millisecond)
-		_, err = c.Revoke(t.Context(), other.ID)
-		require.NoError(t, err)
+		s.revoke(other)
 		time.Sleep(500 * time.Millisecond)
 	}
 	var ours []time.Time
@@ -124,4 +79,143 @@ func TestSlowTwoInstancesOfOneIDDoNotFight(t *testing.T) {
 		require.Less(t, ours[i].Sub(ours[i-1]), least+2*time.Second, "it is left alone for too long: %v", ours)
 	}
 	s.requireTrue(time.Now(), 11*time.Second, pub)
+}
+
+func TestSlowAnEtcdThatHasBecomeSlowIsDialledFourTimesAtMost(t *testing.T) {
+	t.Parallel()
+	p := newPace(t)
+	p.change()
+	p.requireDialled(4, time.Minute)
+	p.requireDialled(0, 30*time.Second)
+	p.requireNeverAbsent(p.pub)
+	p.requireOneLease(p.pub)
+}
+
+// TestSlowAWatchThatWasDeniedIsAskedForAgain: once the key may be read, which is found out every half a minute, losses are
+// told at once.
+func TestSlowAWatchThatWasDeniedIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	const found = 45 * time.Second // a look every 30 s, jittered
+	all := clientv3.GetPrefixRangeEnd(prefix)
+	for name, taken := range map[string]bool{
+		"a role that may only write at first": false,
+		"a permission that was taken":         true,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, grant := withUser(t)
+			if taken {
+				grant(prefix, all, readWrite)
+			} else {
+				grant(prefix, all, write)
+			}
+			pub := s.publish("a:1", discov.WithId(7))
+			if taken {
+				etcdtest.RequireSoon(t, atOnce, func() bool { return s.server.Watchers() == 1 }, "watched")
+				s.server.Revoke(t, "svc", prefix, all)
+				grant(prefix, all, write)
+				// etcd ends no watch for that, so it is made to.
+				s.server.Restart()
+				s.requireTrue(time.Now(), 2*atOnce, pub)
+			}
+			time.Sleep(time.Second)
+			require.Zero(t, s.server.Watchers(), "it may not watch yet")
+			grant(prefix, all, readWrite)
+			s.begin("it may read and watch")
+			etcdtest.RequireSoon(t, found, func() bool { return s.server.Watchers() == 1 }, "a watch:\n%s", pub)
+			s.remove(pub)
+			s.requireBack("deleted")
+			s.requireOneLease(pub)
+		})
+	}
+}
+
+// TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow is the case of a hundred services with the default cost of a
+// password, 60 ms, on a small etcd: all logins together take longer than one may wait.
+func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) {
+	const n = 60
+	// Under the race detector a login takes about as long as one of cost 12 without.
+	s := guarded(t, onProcess, false, true, etcdtest.WithBcryptCost(8))
+	login := time.Now()
+	s.publish("first", dialling(), discov.WithTimeout(time.Minute))
+	one := time.Since(login)
+	var all sync.WaitGroup
+	for i := range n {
+		pub := s.newInstance("a:1", discov.WithId(int64(i+1)), dialling(), discov.WithTimeout(30*time.Second))
+		if i%4 == 3 {
+			all.Wait() // four at a time
+		}
+		all.Go(func() { assert.NoError(t, pub.start()) })
+	}
+	all.Wait()
+	s.process.Restart()
+	restarted := s.begin("restarted")
+	etcdtest.RequireSoon(t, 2*time.Minute, func() bool { return s.process.Watchers() >= n }, "not all are back: %d of %d, %d Authenticate of %v each",
+		s.process.Watchers(), n, s.process.Requests()["Authenticate"], one)
+	authenticated := s.process.Requests()["Authenticate"]
+	s.figure(fmt.Sprintf("%d processes are back, with %d Authenticate of %v", n, authenticated, one.Round(time.Millisecond)), time.Since(restarted))
+	assert.LessOrEqual(t, authenticated, 3*n/2, "logins that were given up and made again")
+}
+
+func TestSlowALatencyOfTwoSecondsLosesNoKeyAndKeepsBounds(t *testing.T) {
+	t.Parallel()
+	farEtcd{each: 2 * time.Second, timeout: 20 * time.Second, ttl: defaultTTL}.requireKept(t)
+}
+
+// TestSlowAWriterWhoseKeyWasDeletedPutsItBack: nobody tells one who may neither read nor watch.
+func TestSlowAWriterWhoseKeyWasDeletedPutsItBack(t *testing.T) {
+	t.Parallel()
+	s, grant := withUser(t)
+	grant(prefix, clientv3.GetPrefixRangeEnd(prefix), write)
+	pub := s.publish("a:1", discov.WithId(1))
+	s.remove(pub)
+	s.figure("back", s.requireTrue(s.begin("deleted"), 35*time.Second, pub))
+}
+
+// TestSlowTheCallersClientMovedToAnotherClusterMovesTheKey: what is open to the old cluster may stay open.
+func TestSlowTheCallersClientMovedToAnotherClusterMovesTheKey(t *testing.T) {
+	t.Parallel()
+	old, new := etcdtest.Start(t), etcdtest.Start(t)
+	client := ownClient(t, old.Endpoints()...)
+	s := newScene(t, new)
+	s.endpoints = nil
+	pub := s.publish("a:1", discov.WithId(1), discov.WithClient(client))
+	client.SetEndpoints(new.Endpoints()...)
+	s.figure("moved", s.requireTrue(s.begin("moved"), 35*time.Second, pub))
+	time.Sleep(15 * time.Second)
+	s.requireNeverAbsent(pub)
+}
+
+// BenchmarkCPUOfAHundredPublishersInAnOutage tells what an outage of 20 s costs the process of the Publishers, in percent
+// of a core: with an etcd that is gone, and with one that hangs.
+func BenchmarkCPUOfAHundredPublishersInAnOutage(b *testing.B) {
+	for name, fault := range map[string]struct{ begin, end func(*etcdtest.Process) }{
+		"gone":  {(*etcdtest.Process).Kill, func(p *etcdtest.Process) { p.Start() }},
+		"hangs": {(*etcdtest.Process).Freeze, (*etcdtest.Process).Thaw},
+	} {
+		b.Run(name, func(b *testing.B) {
+			etcd := etcdtest.StartProcess(b)
+			for i := range 100 {
+				p := discov.NewPublisher(etcd.Endpoints(), "svc", "v", discov.WithId(int64(i+1)), discov.Quiet)
+				b.Cleanup(p.Stop)
+				require.NoError(b, p.KeepAlive())
+			}
+			for b.Loop() {
+				fault.begin(etcd)
+				time.Sleep(2 * time.Second)
+				before, began := cpu(b), time.Now()
+				time.Sleep(20 * time.Second)
+				b.ReportMetric(100*(cpu(b)-before).Seconds()/time.Since(began).Seconds(), "%core")
+				fault.end(etcd)
+			}
+		})
+	}
+}
+
+// cpu is the time that this process, without its children, has had.
+func cpu(t testing.TB) time.Duration {
+	t.Helper()
+	var usage syscall.Rusage
+	require.NoError(t, syscall.Getrusage(syscall.RUSAGE_SELF, &usage))
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }

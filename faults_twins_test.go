@@ -9,7 +9,6 @@ import (
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/require"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // A twin that crash-loops: another instance with the same id starts and ends again and again.
@@ -24,23 +23,18 @@ func TestATwinThatCrashesInALoopDelaysTheHealthyOneByTenSecondsAtMost(t *testing
 	// Each begins the life of a twin, and returns what ends it.
 	for how, begin := range map[string]func(*scene) (end func()){
 		"it stops": func(s *scene) func() {
-			twin := s.publish(s.etcd.(*etcdtest.Server).Endpoints(), "b:2", discov.WithId(7))
+			twin := s.publish("b:2", discov.WithId(7))
 			return func() { require.NoError(s.t, twin.StopContext(s.t.Context())) }
 		},
 		"its lease ends": func(s *scene) func() {
-			c := s.etcd.Client(s.t)
-			grant, err := c.Grant(s.t.Context(), 60)
-			require.NoError(s.t, err)
-			_, err = c.Put(s.t.Context(), prefix+"/7", "b:2", clientv3.WithLease(grant.ID))
-			require.NoError(s.t, err)
-			return func() { revoke(s.t, s.etcd, grant.ID) }
+			lease := s.putByAnother(prefix + "/7")
+			return func() { s.revoke(lease) }
 		},
 	} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
-			etcd := etcdtest.Start(t)
-			s := newScene(t, etcd)
-			healthy := s.publish(etcd.Endpoints(), "a:1", discov.WithId(7))
+			s := onServer(t)
+			healthy := s.publish("a:1", discov.WithId(7))
 			for range times {
 				end := begin(s)
 				healthy.requireState(discov.StateConflict)

@@ -43,7 +43,7 @@ func newTestPublisher(t *testing.T, endpoints []string, opts ...PubOption) *Publ
 func newRecordedPublisher(t *testing.T, endpoints []string, opts ...PubOption) (*Publisher, *EventLog) {
 	t.Helper()
 	events := &EventLog{}
-	opts = append([]PubOption{quiet, WithObserver(events.Observe)}, opts...)
+	opts = append([]PubOption{Quiet, WithObserver(events.Observe)}, opts...)
 	p := NewPublisher(endpoints, testKey, testValue, opts...)
 	t.Cleanup(func() {
 		p.Stop()

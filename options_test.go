@@ -631,7 +631,7 @@ func TestAnObserverMayCallThePublisher(t *testing.T) {
 			var p *Publisher
 			called := make(chan struct{})
 			var once sync.Once
-			p = NewPublisher(srv.Endpoints(), testKey, testValue, quiet,
+			p = NewPublisher(srv.Endpoints(), testKey, testValue, Quiet,
 				WithObserver(func(e Event) {
 					if e.To != StatePublished {
 						return

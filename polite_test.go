@@ -36,11 +36,18 @@ type polite struct {
 const dialled = "dials"
 
 // newPolite registers them, and waits until all are watched.
-func newPolite(t *testing.T, etcd faultyEtcd, endpoints []string, ttl time.Duration, members ...counted) *polite {
+func newPolite(t *testing.T, on func(*testing.T, ...etcdtest.Option) *scene, ttl time.Duration) *polite {
 	t.Helper()
-	p := &polite{scene: newScene(t, etcd), dials: &dials{}, members: members}
-	p.pubs = p.publishSeveral(politeSize, endpoints, discov.WithTTL(ttl), discov.WithPubEtcdAccount("svc", "pass"), dialling(p.dials.option()))
-	etcdtest.RequireSoon(t, atOnce, func() bool { return requestsOf(members)["Watch.create"] == politeSize }, "all are watched")
+	p := &polite{scene: guarded(t, on, false, true), dials: &dials{}}
+	if p.server != nil {
+		p.members = []counted{p.server}
+	} else {
+		for _, member := range p.processes.Members {
+			p.members = append(p.members, member)
+		}
+	}
+	p.pubs = p.publishSeveral(politeSize, discov.WithTTL(ttl), dialling(p.dials.option()))
+	etcdtest.RequireSoon(t, atOnce, func() bool { return requestsOf(p.members)["Watch.create"] == politeSize }, "all are watched")
 	return p
 }
 
@@ -64,8 +71,7 @@ func beatsIn(d time.Duration) int { return int(d/(defaultTTL/3)) + 1 }
 
 func TestPoliteAtRest(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
-	p := newPolite(t, etcd, etcd.Endpoints(), defaultTTL, etcd)
+	p := newPolite(t, onServer, defaultTTL)
 	p.begin()
 	time.Sleep(restTime)
 	p.requireAsked("at rest", map[string]int{
@@ -78,18 +84,16 @@ func TestPoliteAtRest(t *testing.T) {
 func TestPoliteInAnOutageAndAfterIt(t *testing.T) {
 	t.Parallel()
 	const outage = 10 * time.Second
-	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
-	path := etcdtest.NewPath(t, etcd.Endpoints()[0])
-	p := newPolite(t, etcd, []string{path.Endpoint()}, 2*outage, etcd)
+	p := newPolite(t, onPath, 2*outage)
 	p.begin()
-	path.Refuse()
-	path.Reset()
+	p.path.Refuse()
+	p.path.Reset()
 	time.Sleep(outage)
 	p.requireAsked("in the outage", map[string]int{
 		dialled: 90, // the connection's own and a patient spare's, a second apart at last, and a brisk spare's, four a second
 	})
 	p.begin()
-	path.Accept()
+	p.path.Accept()
 	p.requireTrue(p.scene.begin("accepting"), atOnce, p.pubs...)
 	time.Sleep(illTime)
 	p.requireAsked("after the outage", map[string]int{
@@ -108,12 +112,10 @@ func TestPoliteInAnOutageAndAfterIt(t *testing.T) {
 
 func TestPoliteOverLongRoundTrips(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.Start(t, etcdtest.WithAuth("svc", "pass"))
-	path := newFarPath(t, etcd.Endpoints()[0], 0)
-	p := newPolite(t, etcd, []string{path.listener.Addr().String()}, defaultTTL, etcd)
-	t.Cleanup(func() { path.each.Store(0) })
+	p := newPolite(t, onFar, defaultTTL)
+	t.Cleanup(func() { p.far.delay(0) })
 	p.begin()
-	path.each.Store(int64(750 * time.Millisecond))
+	p.far.delay(750 * time.Millisecond)
 	time.Sleep(restTime)
 	p.requireAsked("over round trips of 1.5 s", map[string]int{
 		dialled:              4,  // two spares each for two links, while nobody knows that etcd is slow
@@ -131,15 +133,10 @@ func TestPoliteOverLongRoundTrips(t *testing.T) {
 
 func TestPoliteToAFollowerThatLimps(t *testing.T) {
 	t.Parallel()
-	etcd := etcdtest.StartProcessCluster(t, 3, etcdtest.WithAuth("svc", "pass"))
-	var members []counted
-	for _, m := range etcd.Members {
-		members = append(members, m)
-	}
-	p := newPolite(t, etcd, etcd.Endpoints(), defaultTTL, members...)
-	endWriting := writing(t, etcd)
+	p := newPolite(t, onProcesses, defaultTTL)
+	endWriting := p.writing()
 	p.begin()
-	endLimp := etcd.Followers()[0].Limp(40*time.Millisecond, 15*time.Millisecond)
+	endLimp := p.processes.Followers()[0].Limp(40*time.Millisecond, 15*time.Millisecond)
 	time.Sleep(illTime)
 	endLimp()
 	endWriting()

@@ -1508,7 +1508,7 @@ func TestStopInTheMidstOfAGrantLeavesNoLease(t *testing.T) {
 	for range 8 {
 		running.Go(func() {
 			for range 60 {
-				p := NewPublisher(srv.Endpoints(), testKey, testValue, quiet, WithBackgroundStart())
+				p := NewPublisher(srv.Endpoints(), testKey, testValue, Quiet, WithBackgroundStart())
 				assert.NoError(t, p.KeepAlive())
 				time.Sleep(rand.N(2 * time.Millisecond)) // somewhere in the grant
 				assert.NoError(t, p.StopContext(context.Background()))

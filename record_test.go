@@ -92,5 +92,5 @@ func (l *LogLines) Take() (lines []string) {
 // String is all of it.
 func (l *LogLines) String() string { return strings.Join(l.All(), "\n") }
 
-// quiet makes a Publisher log nothing.
-var quiet = WithLogger(slog.New(slog.DiscardHandler))
+// Quiet makes a Publisher log nothing.
+var Quiet = WithLogger(slog.New(slog.DiscardHandler))

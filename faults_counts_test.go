@@ -2,16 +2,13 @@ package discov_test
 
 import (
 	"context"
-	"maps"
 	"net"
 	"path"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 
 	"github.com/discov-go/discov"
-	"github.com/discov-go/discov/internal/etcdtest"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 )
@@ -73,54 +70,6 @@ func (d *dials) option() grpc.DialOption {
 // since returns how many there were since n.
 func (d *dials) since(n int64) int { return int(d.Load() - n) }
 
-// refusals answer some requests in etcd's place.
-type refusals struct {
-	err error
-
-	mu     sync.Mutex
-	left   int             // how many
-	of     map[string]bool // methods by short name
-	undone map[string]int  // how many were refused, by method
-}
-
-// refuse refuses the next n requests of these methods.
-func (r *refusals) refuse(n int, methods ...string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.left, r.of, r.undone = n, map[string]bool{}, map[string]int{}
-	for _, method := range methods {
-		r.of[method] = true
-	}
-}
-
-// refused returns how many requests of each method were refused since the last refuse.
-func (r *refusals) refused() (total int, of map[string]int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, n := range r.undone {
-		total += n
-	}
-	return total, maps.Clone(r.undone)
-}
-
-func (r *refusals) option() grpc.DialOption {
-	return grpc.WithChainUnaryInterceptor(
-		func(ctx context.Context, full string, request, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-			method := path.Base(full)
-			r.mu.Lock()
-			refused := r.left > 0 && r.of[method]
-			if refused {
-				r.left--
-				r.undone[method]++
-			}
-			r.mu.Unlock()
-			if refused {
-				return r.err
-			}
-			return invoke(ctx, full, request, reply, cc, opts...)
-		})
-}
-
 // counted is what counts the requests that it gets: a Server or a Process.
 type counted interface{ Requests() map[string]int }
 
@@ -147,11 +96,11 @@ func grown(before, after map[string]int) map[string]int {
 }
 
 // writing writes another key all the time, so that etcd's revision moves, until it is ended.
-func writing(t *testing.T, etcd faultyEtcd) (end func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
+func (s *scene) writing() (end func()) {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(s.t.Context())
 	var running sync.WaitGroup
-	c := etcd.Client(t)
+	c := s.etcd.Client(s.t)
 	running.Go(func() {
 		for ctx.Err() == nil {
 			_, _ = c.Put(ctx, "other", "x")
@@ -162,8 +111,6 @@ func writing(t *testing.T, etcd faultyEtcd) (end func()) {
 		}
 	})
 	end = sync.OnceFunc(func() { cancel(); running.Wait() })
-	t.Cleanup(end)
+	s.t.Cleanup(end)
 	return end
 }
-
-var _ counted = (*etcdtest.Server)(nil)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"runtime/pprof"
 	"slices"
 	"strings"
@@ -31,6 +30,9 @@ const (
 	callSlack = 250 * time.Millisecond
 
 	prefix = "user.rpc"
+
+	defaultTTL     = 10 * time.Second
+	defaultTimeout = 5 * time.Second
 )
 
 // A faultyEtcd is an etcd that a fault can be made in.
@@ -49,6 +51,16 @@ type scene struct {
 	etcd faultyEtcd
 	*etcdtest.Observer
 
+	endpoints []string           // of etcd, or of the path to it
+	opts      []discov.PubOption // of all Publishers
+	// What it plays on, if the scene has started it.
+	server    *etcdtest.Server
+	path      *etcdtest.Path
+	far       *farPath
+	process   *etcdtest.Process
+	cluster   *etcdtest.Cluster
+	processes *etcdtest.ProcessCluster
+
 	instances []*instance
 	others    int // leases that are not ours
 
@@ -57,7 +69,89 @@ type scene struct {
 
 func newScene(t *testing.T, etcd faultyEtcd) *scene {
 	t.Helper()
-	return &scene{t: t, etcd: etcd, Observer: etcdtest.Observe(t, etcd, prefix), meter: newMeter(t)}
+	return &scene{t: t, etcd: etcd, endpoints: etcd.Endpoints(), Observer: etcdtest.Observe(t, etcd, prefix), meter: newMeter(t)}
+}
+
+// onServer plays on an etcd in this process.
+func onServer(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.Start(t, opts...)
+	s := newScene(t, etcd)
+	s.server = etcd
+	return s
+}
+
+// onPath plays on an etcd in this process that is reached over a path.
+func onPath(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.Start(t, opts...)
+	path := etcdtest.NewPath(t, etcd.Endpoints()[0]) // before the scene: it is to outlive the Publishers
+	s := newScene(t, etcd)
+	s.server, s.path, s.endpoints = etcd, path, []string{path.Endpoint()}
+	return s
+}
+
+// onFar plays on an etcd in this process that is reached over a path with latency, of which there is none yet.
+func onFar(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.Start(t, opts...)
+	path := newFarPath(t, etcd.Endpoints()[0])
+	s := newScene(t, etcd)
+	s.server, s.far, s.endpoints = etcd, path, []string{path.listener.Addr().String()}
+	return s
+}
+
+// onProcess plays on an etcd in a process of its own.
+func onProcess(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.StartProcess(t, opts...)
+	s := newScene(t, etcd)
+	s.process = etcd
+	return s
+}
+
+// onCluster plays on an etcd of three members in this process.
+func onCluster(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.StartCluster(t, 3, opts...)
+	s := newScene(t, etcd)
+	s.cluster = etcd
+	return s
+}
+
+// onProcesses plays on an etcd of three members, each in a process of its own.
+func onProcesses(t *testing.T, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	etcd := etcdtest.StartProcessCluster(t, 3, opts...)
+	s := newScene(t, etcd)
+	s.processes = etcd
+	return s
+}
+
+// guarded plays on an etcd that wants certificates, an account, or both.
+func guarded(t *testing.T, on func(*testing.T, ...etcdtest.Option) *scene, tls, account bool, opts ...etcdtest.Option) *scene {
+	t.Helper()
+	var client []discov.PubOption
+	if tls {
+		ca := etcdtest.NewCA(t)
+		opts = append(opts, etcdtest.WithServerTLS(ca.Issue(t)))
+		client = append(client, filesOf(ca.Issue(t)))
+	}
+	if account {
+		opts = append(opts, etcdtest.WithAuth("svc", "pass"))
+		client = append(client, withAccount)
+	}
+	s := on(t, opts...)
+	s.opts = append(s.opts, client...)
+	return s
+}
+
+// withAccount is the account that most etcds with accounts have.
+var withAccount = discov.WithPubEtcdAccount("svc", "pass")
+
+// filesOf is the option for a certificate.
+func filesOf(cert etcdtest.Cert) discov.PubOption {
+	return discov.WithPubEtcdTLS(cert.CertFile, cert.KeyFile, cert.CAFile, false)
 }
 
 // A meter notes by how much this machine is late, so that a bound can be held to on one that has too much to do: on one
@@ -118,26 +212,43 @@ type instance struct {
 	told  discov.EventLog
 }
 
-// newInstance returns a Publisher that is not started. Paths are to be made before, for they are to outlive it.
-func (s *scene) newInstance(endpoints []string, value string, opts ...discov.PubOption) *instance {
+// newInstance returns a Publisher that is not started.
+func (s *scene) newInstance(value string, opts ...discov.PubOption) *instance {
 	if len(s.instances) == 0 {
 		s.t.Cleanup(s.finish)
 	}
 	i := &instance{scene: s}
-	i.Publisher = discov.NewPublisher(endpoints, prefix, value,
-		append([]discov.PubOption{discov.WithLogger(slog.New(slog.DiscardHandler)), discov.WithObserver(i.told.Observe)}, opts...)...)
+	first := []discov.PubOption{discov.Quiet, discov.WithObserver(i.told.Observe)}
+	i.Publisher = discov.NewPublisher(s.endpoints, prefix, value, slices.Concat(first, s.opts, opts)...)
 	s.instances = append(s.instances, i)
 	return i
 }
 
 // publish starts a Publisher, and demands that it is registered.
-func (s *scene) publish(endpoints []string, value string, opts ...discov.PubOption) *instance {
+func (s *scene) publish(value string, opts ...discov.PubOption) *instance {
 	s.t.Helper()
-	i := s.newInstance(endpoints, value, opts...)
+	i := s.newInstance(value, opts...)
 	ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second) // a short timeout is for the fault to meet
 	defer cancel()
 	require.NoError(s.t, i.startWithin(ctx))
 	return i
+}
+
+// publishAt is publish, at endpoints of its own.
+func (s *scene) publishAt(endpoints []string, value string, opts ...discov.PubOption) *instance {
+	s.t.Helper()
+	defer func(usual []string) { s.endpoints = usual }(s.endpoints)
+	s.endpoints = endpoints
+	return s.publish(value, opts...)
+}
+
+// publishSeveral registers n Publishers with the ids from 1 to n, which share a connection.
+func (s *scene) publishSeveral(n int, opts ...discov.PubOption) (pubs []*instance) {
+	s.t.Helper()
+	for i := range n {
+		pubs = append(pubs, s.publish(fmt.Sprintf("a:%d", i), append([]discov.PubOption{discov.WithId(int64(i + 1))}, opts...)...))
+	}
+	return pubs
 }
 
 // start is KeepAlive; what it starts is labelled, so that what it leaves can be told from what other tests have running.
@@ -149,6 +260,23 @@ func (i *instance) startWithin(ctx context.Context) (err error) {
 }
 
 func (i *instance) key() string { return i.Status().Key }
+
+// These demand that a call ends within its bound, which is not that of a context.
+
+func (i *instance) pauseIn(bound time.Duration) error { return i.in(bound, i.PauseContext) }
+
+func (i *instance) resumeIn(bound time.Duration) error { return i.in(bound, i.ResumeContext) }
+
+func (i *instance) stopIn(bound time.Duration) error { return i.in(bound, i.StopContext) }
+
+func (i *instance) updateIn(bound time.Duration, value string) error {
+	return i.in(bound, func(ctx context.Context) error { return i.Update(ctx, value) })
+}
+
+func (i *instance) in(bound time.Duration, call func(context.Context) error) error {
+	i.scene.t.Helper()
+	return i.scene.bounded(bound, func() error { return call(i.scene.t.Context()) })
+}
 
 // requireState waits until the Publisher knows what etcd already shows.
 func (i *instance) requireState(want discov.State) {
@@ -227,6 +355,25 @@ func (s *scene) wrong(of []*instance) string {
 	return ""
 }
 
+// requireBack demands that all Publishers of the scene have their keys at once, from now on.
+func (s *scene) requireBack(what string, args ...any) {
+	s.t.Helper()
+	what = fmt.Sprintf(what, args...)
+	s.figure(what, s.requireTrue(s.begin("%s", what), atOnce, s.instances...))
+}
+
+// requireKeysBack demands that these keys are there at once since. Leases that nobody needs may be there for longer.
+func (s *scene) requireKeysBack(since time.Time, of ...*instance) {
+	s.t.Helper()
+	for _, i := range of {
+		etcdtest.RequireSoon(s.t, 30*time.Second, func() bool { return s.Present(s.t, i.key()) }, "%s is absent", i.key())
+		if _, back := s.absence(i, since); !back.IsZero() {
+			s.figure(i.key()+" was back", back.Sub(since))
+			require.LessOrEqual(s.t, back.Sub(since), atOnce+s.meter.allowance(since, back), "%s", i)
+		}
+	}
+}
+
 // requireGone waits until etcd holds no key and no lease of ours, and fails the test where it does within the time
 // since. It returns how long it took.
 func (s *scene) requireGone(since time.Time, within time.Duration) time.Duration {
@@ -245,16 +392,18 @@ func (s *scene) requireNeverAbsent(of ...*instance) {
 	}
 }
 
-// requireOneLease demands that the key was under one lease all the time.
-func (s *scene) requireOneLease(i *instance) {
+// requireOneLease demands that each of the keys was under one lease all the time.
+func (s *scene) requireOneLease(of ...*instance) {
 	s.t.Helper()
-	leases := map[int64]bool{}
-	for _, c := range s.History(i.key()) {
-		if !c.Gone {
-			leases[c.Lease] = true
+	for _, i := range of {
+		leases := map[int64]bool{}
+		for _, c := range s.History(i.key()) {
+			if !c.Gone {
+				leases[c.Lease] = true
+			}
 		}
+		require.Len(s.t, leases, 1, "%s", i)
 	}
-	require.Len(s.t, leases, 1, "%s", i)
 }
 
 // absence is how long the key was absent since, in total, and when it was back the last time.
@@ -266,6 +415,15 @@ func (s *scene) absence(i *instance, since time.Time) (total time.Duration, back
 		}
 	}
 	return total, back
+}
+
+// mostLeases returns the most leases that were there at one time in the time given.
+func (s *scene) mostLeases(during time.Duration) (most int) {
+	s.t.Helper()
+	for end := time.Now().Add(during); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		most = max(most, s.etcd.Leases(s.t))
+	}
+	return most
 }
 
 // figure notes a measurement.
@@ -316,7 +474,7 @@ func (s *scene) finish() {
 		}
 	}
 	s.requireGone(time.Now(), atOnce)
-	s.requireNoGoroutines()
+	requireNoGoroutines(s.t)
 	if counted, ok := s.etcd.(interface{ Watchers() int }); ok {
 		etcdtest.RequireSoon(s.t, atOnce, func() bool { return counted.Watchers() == 0 }, "watchers are left")
 	}
@@ -324,15 +482,15 @@ func (s *scene) finish() {
 
 // requireNoGoroutines demands that none of the goroutines that a Publisher of this test has started is left, those of
 // gRPC included.
-func (s *scene) requireNoGoroutines() {
-	s.t.Helper()
-	var left string
+func requireNoGoroutines(t *testing.T) {
+	t.Helper()
 	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) {
-		if left = labelled(s.t.Name()); left == "" {
+		left := labelled(t.Name())
+		if left == "" {
 			return
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("goroutines are left:\n%s", left)
+			t.Fatalf("goroutines are left:\n%s", left)
 		}
 	}
 }
@@ -350,4 +508,51 @@ func labelled(test string) string {
 		}
 	}
 	return strings.Join(found, "\n\n")
+}
+
+// What the tests do to etcd.
+
+func (s *scene) remove(i *instance) {
+	s.t.Helper()
+	_, err := s.etcd.Client(s.t).Delete(s.t.Context(), i.key())
+	require.NoError(s.t, err)
+}
+
+func (s *scene) revoke(lease clientv3.LeaseID) {
+	s.t.Helper()
+	_, err := s.etcd.Client(s.t).Revoke(s.t.Context(), lease)
+	require.NoError(s.t, err)
+}
+
+// grant is another's lease.
+func (s *scene) grant() clientv3.LeaseID {
+	s.t.Helper()
+	lease, err := s.etcd.Client(s.t).Grant(s.t.Context(), 600)
+	require.NoError(s.t, err)
+	return lease.ID
+}
+
+func (s *scene) put(key, value string, opts ...clientv3.OpOption) {
+	s.t.Helper()
+	_, err := s.etcd.Client(s.t).Put(s.t.Context(), key, value, opts...)
+	require.NoError(s.t, err)
+}
+
+// raiseRevision makes n writes.
+func (s *scene) raiseRevision(n int) {
+	s.t.Helper()
+	for range n {
+		s.put("other", "x")
+	}
+}
+
+// waitForQuorum waits until etcd answers a linearizable read.
+func (s *scene) waitForQuorum() {
+	s.t.Helper()
+	etcdtest.RequireSoon(s.t, 30*time.Second, func() bool {
+		ctx, cancel := context.WithTimeout(s.t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := s.etcd.Client(s.t).Get(ctx, "x")
+		return err == nil
+	}, "no quorum")
 }
