@@ -53,9 +53,13 @@ func eachOutage(t *testing.T, do func(*scene, *instance), after func(s *scene, p
 // requireUnconfirmed demands that the call ends in time and says that etcd has not confirmed it.
 func requireUnconfirmed(s *scene, pub *instance, call func(context.Context) error) {
 	s.t.Helper()
-	err := s.bounded(outageTimeout, func() error { return call(s.t.Context()) })
+	until := pub.Status().Until
+	err := pub.in(outageTimeout, call)
 	var withdraw *discov.WithdrawError
 	require.ErrorAs(s.t, err, &withdraw)
+	require.ErrorIs(s.t, err, context.DeadlineExceeded)
+	require.WithinDuration(s.t, until, withdraw.Until, 2*time.Second)
+	require.False(s.t, pub.Status().Until.IsZero())
 	require.Equal(s.t, prefix+"/7", withdraw.Key)
 	require.WithinRange(s.t, withdraw.Until, time.Now().Add(-outageTTL), time.Now().Add(outageTTL))
 	require.Equal(s.t, discov.StateWithdrawing, pub.Status().State)
@@ -99,6 +103,9 @@ func TestAStopInAnOutageIsBoundedAndTheKeyIsGoneWithinASecondOfItsEndOrWithItsLe
 			}
 			requireStaysGone(s, pub, ended, within)
 			pub.requireState(discov.StateStopped)
+			if !long {
+				require.NoError(s.t, pub.StopContext(s.t.Context()), "it was withdrawn in time")
+			}
 			requireNoGoroutines(s.t)
 		})
 }

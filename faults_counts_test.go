@@ -8,17 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/discov-go/discov"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 )
 
 // Faults of a single method, made in the client, and counts of what a fault makes the library do.
-
-// dialling gives the client these settings of gRPC's. Publishers given the same option share a connection.
-func dialling(opts ...grpc.DialOption) discov.PubOption {
-	return discov.WithClientConfig(func(c *clientv3.Config) { c.DialOptions = append(c.DialOptions, opts...) })
-}
 
 // lateOn makes every answer on a stream of the method wait for a while.
 func lateOn(method string, by time.Duration) grpc.DialOption {

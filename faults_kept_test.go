@@ -72,6 +72,7 @@ func keepings() map[string]keeping {
 		"tokens that expire":                                   {on: onServer, account: true, etcd: []etcdtest.Option{etcdtest.WithTokenTTL(time.Second)}, n: 10, fault: tokensExpire},
 		"restarts, with fifty on one account":                  {on: onServer, account: true, n: 50, fault: restartsAuthenticateOnce},
 		"a restart, with an account by certificate": {on: onCertificates, opts: withID(2 * time.Second), fault: func(s *scene) {
+			time.Sleep(3 * time.Second)
 			s.server.Restart()
 			s.requireBack("restarted")
 		}},

@@ -2,6 +2,8 @@ package discov_test
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,9 +27,12 @@ func TestARevokedLeaseOrADeletedKeyIsBackWithin100ms(t *testing.T) {
 	} {
 		var absences []time.Duration
 		for range 4 { // ten doubts in less than a second each would be answered with pauses
-			since := s.begin("%s", name)
+			before, since := pub.Status(), s.begin("%s", name)
 			fault()
 			s.requireTrue(since, atOnce, pub)
+			now := pub.Status()
+			require.Equal(t, name == "deleted", before.Lease == now.Lease, "a lease that is well is kept")
+			require.Equal(t, before.Registrations+1, now.Registrations)
 			absent, _ := s.absence(pub, since)
 			absences = append(absences, absent)
 			time.Sleep(100 * time.Millisecond)
@@ -47,6 +52,7 @@ func TestAKeyWithTheLeaseIDIsBackWithin100msOfARevokeUnderANewOne(t *testing.T) 
 		s.revoke(pub.Status().Lease)
 		took = append(took, s.requireTrue(revoked, atOnce, pub))
 		require.NotEqual(t, old, pub.key())
+		require.Equal(t, fmt.Sprintf("%s/%d", prefix, pub.Status().Lease), pub.key())
 	}
 	s.requireMostly(100*time.Millisecond, "revoked, without an id", took)
 }
@@ -112,7 +118,6 @@ func TestAKeyOverwrittenByNobodyIsPutRightWithin100ms(t *testing.T) {
 	t.Parallel()
 	s := onServer(t)
 	pub := s.publish("a:1", discov.WithId(7))
-	c := s.server.Client(t)
 	for name, opts := range map[string][]clientv3.OpOption{
 		"without a lease":          nil,
 		"with our lease and value": {clientv3.WithLease(pub.Status().Lease)},
@@ -124,8 +129,7 @@ func TestAKeyOverwrittenByNobodyIsPutRightWithin100ms(t *testing.T) {
 			if name == "with our lease and value" {
 				value = "a:1" // right: it is to be left alone
 			}
-			_, err := c.Put(t.Context(), pub.key(), value, opts...)
-			require.NoError(t, err)
+			s.put(pub.key(), value, opts...)
 			times = append(times, s.requireTrue(s.begin("overwritten %s", name), atOnce, pub))
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -144,19 +148,20 @@ func TestAKeyOverwrittenByNobodyIsPutRightWithin100ms(t *testing.T) {
 func TestAKeyThatAnotherInstanceHoldsIsLeftToItUntilItGoes(t *testing.T) {
 	t.Parallel()
 	s := onServer(t)
-	c := s.server.Client(t)
 	pub := s.publish("a:1", withID(shortTTL)...)
 	key := pub.key()
-	for range 2 {
-		other, err := c.Grant(t.Context(), 600)
-		require.NoError(t, err)
-		_, err = c.Put(t.Context(), key, "b:2", clientv3.WithLease(other.ID))
-		require.NoError(t, err)
+	for round := range 2 {
+		s.History(key) // the observer knows of the writes before
+		other := s.putByAnother(key)
 		since := s.begin("taken by another")
-		etcdtest.RequireSoon(t, atOnce, func() bool { return pub.Status().State == discov.StateConflict }, "conflict")
+		pub.requireState(discov.StateConflict)
+		told := pub.Status().Err
+		require.ErrorIs(t, told, discov.ErrConflict)
+		require.ErrorContains(t, told, key)
+		require.ErrorContains(t, told, strconv.FormatInt(int64(other), 10))
+		require.ErrorIs(t, pub.Update(t.Context(), fmt.Sprintf("a:%d", round+2)), discov.ErrConflict)
 		for range 10 { // the other instance goes on writing; no write is answered
-			_, err = c.Put(t.Context(), key, "b:2", clientv3.WithLease(other.ID))
-			require.NoError(t, err)
+			s.put(key, "b:2", clientv3.WithLease(other))
 			time.Sleep(300 * time.Millisecond)
 		}
 		require.Equal(t, discov.StateConflict, pub.Status().State)
@@ -165,23 +170,18 @@ func TestAKeyThatAnotherInstanceHoldsIsLeftToItUntilItGoes(t *testing.T) {
 				require.Equal(t, "b:2", change.Value, "a write of ours in the conflict")
 			}
 		}
-		_, err = c.Revoke(t.Context(), other.ID)
-		require.NoError(t, err)
-		left := s.begin("the other has gone")
-		s.figure("the other goes", s.requireTrue(left, atOnce, pub))
+		s.revoke(other)
+		s.requireBack("the other has gone")
+		require.NoError(t, pub.Status().Err)
 	}
 
-	other, err := c.Grant(t.Context(), 600)
-	require.NoError(t, err)
+	other := s.putByAnother(key)
 	s.others = 1
-	_, err = c.Put(t.Context(), key, "b:2", clientv3.WithLease(other.ID))
-	require.NoError(t, err)
 	require.NoError(t, pub.StopContext(t.Context()))
 	kv, ok := s.KV(t, key)
 	require.True(t, ok, "Stop has taken away the other's key")
-	require.Equal(t, etcdtest.KV{Value: "b:2", Lease: int64(other.ID), Created: kv.Created, Changed: kv.Changed}, kv)
-	_, err = c.Revoke(t.Context(), other.ID)
-	require.NoError(t, err)
+	require.Equal(t, etcdtest.KV{Value: "b:2", Lease: int64(other), Created: kv.Created, Changed: kv.Changed}, kv)
+	s.revoke(other)
 	s.others = 0
 }
 
@@ -235,8 +235,8 @@ func TestLeasesRevokedInALoopAreReplacedAtOnceWithoutAPile(t *testing.T) {
 // twoWithOneID are a Publisher and another one with the same ID, as from another process: on connections of their own.
 func (s *scene) twoWithOneID() (one, other *instance) {
 	s.t.Helper()
-	own := func() discov.PubOption { return discov.WithClientConfig(func(*clientv3.Config) {}) }
-	return s.publish("a:1", append(withID(2*time.Second), own())...), s.publish("b:2", append(withID(2*time.Second), own())...)
+	one = s.publish("a:1", append(withID(2*time.Second), discov.Dialling())...)
+	return one, s.publish("b:2", append(withID(2*time.Second), discov.Dialling())...)
 }
 
 func TestTwoProcessesWithOneIDDontFight(t *testing.T) {

@@ -134,7 +134,7 @@ func TestADeletedKeyDoesNotWaitForASlowRenewal(t *testing.T) {
 	const ttl = 6 * time.Second
 	s := onServer(t)
 	pub := s.publish("a:1", discov.WithId(7), discov.WithTTL(ttl),
-		dialling(lateOn("LeaseKeepAlive", 1500*time.Millisecond)))
+		discov.Dialling(lateOn("LeaseKeepAlive", 1500*time.Millisecond)))
 	var away []time.Duration
 	for range 12 {
 		time.Sleep(rand.N(ttl / 3)) // at a random moment between two renewals
@@ -156,7 +156,7 @@ func newPace(t *testing.T) *pace {
 	t.Helper()
 	const ttl = 10 * time.Second
 	p := &pace{scene: onFar(t), dials: &dials{}}
-	p.pub = p.publish("a:1", append(withID(ttl), dialling(p.dials.option()))...)
+	p.pub = p.publish("a:1", append(withID(ttl), discov.Dialling(p.dials.option()))...)
 	t.Cleanup(func() { p.far.delay(0) }) // or to stop takes as long
 	time.Sleep(ttl/3 + time.Second)      // etcd was quick: a renewal was answered at once
 	return p
@@ -206,7 +206,7 @@ func requireOneGrantOverALongRoundTrip(t *testing.T, far *dials, account bool) {
 	t.Helper()
 	s := guarded(t, onFar, false, account)
 	s.far.delay(longRoundTrip / 2)
-	pub := s.publish("a:1", discov.WithId(7), discov.WithTimeout(20*time.Second), dialling(far.option()))
+	pub := s.publish("a:1", discov.WithId(7), discov.WithTimeout(20*time.Second), discov.Dialling(far.option()))
 	s.far.delay(0) // so that Stop is quick
 	requests := s.server.Requests()
 	assert.Equal(t, 1, requests["LeaseGrant"], "grants")

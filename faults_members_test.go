@@ -96,7 +96,7 @@ func TestAnEtcdThatHangsIsNotAskedAgainAndAgain(t *testing.T) {
 	const hang = 11 * time.Second // gRPC gives the connection up after 13 s: then nothing could be asked
 	s := onProcess(t)
 	var sent sentRenewals
-	pubs := s.publishSeveral(10, discov.WithTTL(shortTTL), dialling(grpc.WithStatsHandler(&sent)))
+	pubs := s.publishSeveral(10, discov.WithTTL(shortTTL), discov.Dialling(grpc.WithStatsHandler(&sent)))
 	s.process.Freeze()
 	s.begin("frozen")
 	before := sent.Load()
@@ -267,7 +267,7 @@ func TestAFollowerThatLimpsIsNotReadAndWatchedInTurns(t *testing.T) {
 			if c.own {
 				connections = n
 				for i := range n {
-					pubs = append(pubs, s.publish("a:1", discov.WithId(int64(i+1)), dialling()))
+					pubs = append(pubs, s.publish("a:1", discov.WithId(int64(i+1)), discov.Dialling()))
 				}
 			} else {
 				pubs = s.publishSeveral(n)

@@ -89,7 +89,7 @@ func TestALimitOfTheRateIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	const some = 3
 	s, limit := onPath(t), &refusals{err: errRateLimit}
-	pub := s.newInstance("a:1", discov.WithId(7), dialling(limit.option()))
+	pub := s.newInstance("a:1", discov.WithId(7), discov.Dialling(limit.option()))
 	requireRefused := func(what string) {
 		t.Helper()
 		n, of := limit.refused()

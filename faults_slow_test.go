@@ -137,11 +137,11 @@ func TestSlowManyProcessesLogInAfterARestartThoughEachLoginIsSlow(t *testing.T) 
 	// Under the race detector a login takes about as long as one of cost 12 without.
 	s := guarded(t, onProcess, false, true, etcdtest.WithBcryptCost(8))
 	login := time.Now()
-	s.publish("first", dialling(), discov.WithTimeout(time.Minute))
+	s.publish("first", discov.Dialling(), discov.WithTimeout(time.Minute))
 	one := time.Since(login)
 	var all sync.WaitGroup
 	for i := range n {
-		pub := s.newInstance("a:1", discov.WithId(int64(i+1)), dialling(), discov.WithTimeout(30*time.Second))
+		pub := s.newInstance("a:1", discov.WithId(int64(i+1)), discov.Dialling(), discov.WithTimeout(30*time.Second))
 		if i%4 == 3 {
 			all.Wait() // four at a time
 		}

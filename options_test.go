@@ -199,20 +199,6 @@ func TestTheDefaultTTLIsTenSeconds(t *testing.T) {
 	require.EqualValues(t, 10, response.GrantedTTL)
 }
 
-func TestATTLThatEtcdRaisesIsTakenAsGranted(t *testing.T) {
-	t.Parallel()
-	srv := etcdtest.Start(t) // without quick ticks: the least TTL is 2 s
-	p := published(t, srv.Endpoints(), WithTTL(time.Second))
-	require.Equal(t, 2*time.Second, p.Status().TTL)
-	require.WithinDuration(t, time.Now().Add(2*time.Second), p.Status().Until, time.Second)
-
-	asked := srv.Requests()["LeaseKeepAlive.msg"]
-	began := time.Now()
-	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Requests()["LeaseKeepAlive.msg"] >= asked+4 })
-	require.Greater(t, time.Since(began), 1500*time.Millisecond, "a third of what was granted, not of what was asked")
-	require.Equal(t, StatePublished, p.Status().State)
-}
-
 func TestWithExactKeyAppendsNothing(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
@@ -273,24 +259,6 @@ func TestTheCallersClientIsUsedAndLeftOpen(t *testing.T) {
 	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Watchers()+srv.OpenStreams("Watch")+srv.OpenStreams("LeaseKeepAlive") == 0 })
 	require.Equal(t, 1, srv.Connections())
 	srv.RequireLeases(t, 0)
-}
-
-func TestAClientThatItsCallerClosedIsNamed(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	client, err := clientv3.New(clientv3.Config{Endpoints: srv.Endpoints()})
-	require.NoError(t, err)
-	kept := published(t, nil, WithClient(client), WithTTL(time.Second), WithTimeout(500*time.Millisecond))
-	require.NoError(t, client.Close())
-
-	fresh := newTestPublisher(t, nil, WithClient(client), WithTimeout(500*time.Millisecond))
-	requireWithin(t, 500*time.Millisecond, func() { require.ErrorContains(t, fresh.KeepAlive(), "closed") })
-	etcdtest.RequireSoon(t, eventually, func() bool {
-		s := kept.Status()
-		return s.State == StateRegistering && s.Err != nil && strings.Contains(s.Err.Error(), "closed")
-	})
-	requireWithin(t, 500*time.Millisecond, func() { require.ErrorContains(t, kept.StopContext(context.Background()), "closed") })
-	awaitState(t, kept, StateStopped)
 }
 
 // WithClientConfig.
@@ -474,23 +442,6 @@ func TestAContextThatIsDoneBeforeKeepAliveStopsAWaitingPublisherToo(t *testing.T
 }
 
 // WithBackgroundStart.
-
-func TestABackgroundStartRegistersWhenEtcdComes(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	srv.Stop()
-	p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithBackgroundStart(), WithTimeout(300*time.Millisecond))
-	requireWithin(t, 0, func() { require.NoError(t, p.KeepAlive()) })
-	require.ErrorIs(t, p.KeepAlive(), ErrStarted)
-	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().Err != nil }, "it says why")
-	require.ErrorContains(t, p.Status().Err, "connection refused")
-	require.Equal(t, StateRegistering, p.Status().State)
-
-	srv.Start()
-	etcdtest.RequireSoon(t, 3*time.Second, func() bool { return p.Status().State == StatePublished })
-	requireValue(t, srv, testFullKey, testValue)
-	srv.RequireLeases(t, 1)
-}
 
 func TestABackgroundStartStillRefusesBadInput(t *testing.T) {
 	t.Parallel()

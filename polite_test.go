@@ -46,7 +46,7 @@ func newPolite(t *testing.T, on func(*testing.T, ...etcdtest.Option) *scene, ttl
 			p.members = append(p.members, member)
 		}
 	}
-	p.pubs = p.publishSeveral(politeSize, discov.WithTTL(ttl), dialling(p.dials.option()))
+	p.pubs = p.publishSeveral(politeSize, discov.WithTTL(ttl), discov.Dialling(p.dials.option()))
 	etcdtest.RequireSoon(t, atOnce, func() bool { return requestsOf(p.members)["Watch.create"] == politeSize }, "all are watched")
 	return p
 }

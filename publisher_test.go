@@ -16,7 +16,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -130,7 +129,10 @@ func TestKeepAliveMayBeCalledAgainAfterAFailure(t *testing.T) {
 	srv.Stop()
 	p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithTimeout(500*time.Millisecond))
 	for range 2 {
-		require.ErrorContains(t, p.KeepAlive(), "connection refused")
+		err := p.KeepAlive()
+		require.ErrorContains(t, err, "connection refused")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, p.Status().Err, "connection refused")
 	}
 	srv.Start()
 	etcdtest.RequireSoon(t, eventually, func() bool { return p.KeepAlive() == nil })
@@ -140,17 +142,6 @@ func TestKeepAliveMayBeCalledAgainAfterAFailure(t *testing.T) {
 	p.Stop()
 	requireAbsent(t, srv, testFullKey)
 	requireNothingLeft(t, srv)
-}
-
-func TestKeepAliveFailsWithTheCauseWhenNobodyListens(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	srv.Stop()
-	p := newTestPublisher(t, srv.Endpoints(), WithTimeout(500*time.Millisecond))
-	err := p.KeepAlive()
-	require.ErrorContains(t, err, "connection refused")
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.ErrorContains(t, p.Status().Err, "connection refused")
 }
 
 func TestAContextBoundsKeepAliveAndNotTheRegistration(t *testing.T) {
@@ -324,42 +315,6 @@ func TestResumeBeforeKeepAliveTakesAPauseBack(t *testing.T) {
 	require.Equal(t, StateIdle, p.Status().State)
 	require.NoError(t, p.KeepAlive())
 	requireValue(t, srv, testFullKey, testValue)
-}
-
-func TestAPauseOutlastsARestartOfEtcd(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	p.Pause()
-	srv.Restart()
-	srv.Wipe()
-	requireStays(t, func() { requireAbsent(t, srv, testFullKey) })
-	require.Equal(t, StatePaused, p.Status().State)
-	require.NoError(t, p.ResumeContext(context.Background()))
-	requireValue(t, srv, testFullKey, testValue)
-}
-
-func TestPauseInAnOutageSaysWhenTheKeyIsGoneAndWithdrawsItAfterwards(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints(), WithTTL(time.Minute))
-	until := p.Status().Until
-	srv.Stop()
-
-	err := p.PauseContext(deadline(t, 300*time.Millisecond))
-	var withdraw *WithdrawError
-	require.ErrorAs(t, err, &withdraw)
-	require.Equal(t, testFullKey, withdraw.Key)
-	require.WithinDuration(t, until, withdraw.Until, 2*time.Second)
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Equal(t, StateWithdrawing, p.Status().State)
-	require.False(t, p.Status().Until.IsZero())
-
-	srv.Start() // gives the lease its whole TTL again
-	awaitState(t, p, StatePaused)
-	requireAbsent(t, srv, testFullKey)
-	srv.RequireLeases(t, 0)
-	require.NoError(t, p.PauseContext(context.Background()))
 }
 
 func TestAWithdrawErrorTellsATimeAlsoWhereNoLeaseIsKnown(t *testing.T) {
@@ -569,29 +524,6 @@ func TestStopInAnOutageSaysWhenTheKeyIsGoneAndGivesUpAfterOneTTL(t *testing.T) {
 	require.ErrorContains(t, p.Status().Err, "connection refused")
 }
 
-func TestStopInAnOutageWithdrawsWhenEtcdIsBackWithinATTL(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints(), WithTTL(time.Minute))
-	srv.Stop()
-	require.Error(t, p.StopContext(deadline(t, 200*time.Millisecond)))
-	srv.Start()
-	require.NoError(t, p.StopContext(context.Background()))
-	requireAbsent(t, srv, testFullKey)
-	requireNothingLeft(t, srv)
-}
-
-func TestStopInAnOutageRenewsNothing(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
-	p := published(t, []string{path.Endpoint()}, WithTTL(time.Second))
-	path.Swallow()
-	_ = p.StopContext(deadline(t, 100*time.Millisecond))
-	etcdtest.RequireSoon(t, 2500*time.Millisecond, func() bool { return lookUp(t, srv, testFullKey) == nil }, "it goes with its lease")
-	srv.RequireLeases(t, 0)
-}
-
 // Update.
 
 func TestUpdateChangesTheValueUnderTheSameKeyAndLease(t *testing.T) {
@@ -716,9 +648,7 @@ func TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack(t *testing.T) {
 		}
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}
-	p := published(t, srv.Endpoints(), WithClientConfig(func(c *clientv3.Config) {
-		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(stop))
-	}))
+	p := published(t, srv.Endpoints(), Dialling(grpc.WithChainUnaryInterceptor(stop)))
 	for _, value := range []string{"first", "second"} {
 		require.ErrorIs(t, p.Update(deadline(t, 300*time.Millisecond), value), context.DeadlineExceeded)
 	}
@@ -759,92 +689,6 @@ func TestUpdateBackToTheOldValueInAnOutageEndsWithIt(t *testing.T) {
 
 // What others do to the key.
 
-func TestADeletedKeyIsPutBackUnderTheSameLease(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	lease := p.Status().Lease
-	deleteByHand(t, srv, testFullKey)
-	etcdtest.RequireSoon(t, time.Second, func() bool { return lookUp(t, srv, testFullKey) != nil })
-
-	require.Equal(t, int64(lease), requireValue(t, srv, testFullKey, testValue).Lease)
-	awaitState(t, p, StatePublished)
-	require.Equal(t, 2, p.Status().Registrations)
-	srv.RequireLeases(t, 1)
-}
-
-func TestARevokedLeaseIsReplaced(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	lease := p.Status().Lease
-	revokeByHand(t, srv, lease)
-	etcdtest.RequireSoon(t, time.Second, func() bool { return lookUp(t, srv, testFullKey) != nil })
-
-	awaitState(t, p, StatePublished)
-	require.NotEqual(t, lease, p.Status().Lease)
-	require.Equal(t, int64(p.Status().Lease), requireValue(t, srv, testFullKey, testValue).Lease)
-	srv.RequireLeases(t, 1)
-}
-
-func TestWithoutAnIdARevokedLeaseMovesTheKeyToTheNewOne(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := newTestPublisher(t, srv.Endpoints())
-	require.NoError(t, p.KeepAlive())
-	old := p.Status()
-	revokeByHand(t, srv, old.Lease)
-	etcdtest.RequireSoon(t, eventually, func() bool { s := p.Status(); return s.State == StatePublished && s.Lease != old.Lease })
-
-	s := p.Status()
-	require.Equal(t, fmt.Sprintf("%s/%d", testKey, s.Lease), s.Key)
-	requireValue(t, srv, s.Key, testValue)
-	requireAbsent(t, srv, old.Key)
-	srv.RequireLeases(t, 1)
-	p.Stop()
-	requireAbsent(t, srv, s.Key)
-	requireNothingLeft(t, srv)
-}
-
-func TestAKeyOverwrittenWithoutALeaseIsMended(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	putByHand(t, srv, testFullKey, "by hand")
-	awaitValue(t, srv, testFullKey, testValue)
-	require.Equal(t, int64(p.Status().Lease), requireValue(t, srv, testFullKey, testValue).Lease)
-	srv.RequireLeases(t, 1)
-}
-
-func TestAKeyOverwrittenUnderItsOwnLeaseIsMended(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	putByHand(t, srv, testFullKey, "by hand", clientv3.WithLease(p.Status().Lease))
-	awaitValue(t, srv, testFullKey, testValue)
-	srv.RequireLeases(t, 1)
-}
-
-func TestAKeyOverwrittenUnderAnothersLeaseIsLeftAloneUntilItIsFree(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	another := putByAnother(t, srv, testFullKey, "another's")
-	awaitState(t, p, StateConflict)
-	require.ErrorIs(t, p.Status().Err, ErrConflict)
-	require.ErrorContains(t, p.Status().Err, testFullKey)
-	require.ErrorContains(t, p.Status().Err, strconv.FormatInt(int64(another), 10))
-	require.ErrorIs(t, p.Update(context.Background(), "newer"), ErrConflict)
-	requireStays(t, func() { requireValue(t, srv, testFullKey, "another's") })
-
-	revokeByHand(t, srv, another)
-	etcdtest.RequireSoon(t, time.Second, func() bool { return lookUp(t, srv, testFullKey) != nil })
-	requireValue(t, srv, testFullKey, "newer")
-	awaitState(t, p, StatePublished)
-	require.NoError(t, p.Status().Err)
-	srv.RequireLeases(t, 1)
-}
-
 func TestResumeTakesTheKeyOverFromAnother(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
@@ -875,19 +719,6 @@ func TestOfTwoWithOneIdTheSecondTakesOverAndTheFirstsStopLeavesItsKey(t *testing
 	require.Equal(t, StatePublished, second.Status().State)
 	srv.RequireLeases(t, 1)
 	observer.RequireNeverAbsent(t, testFullKey)
-}
-
-func TestOfTwoWithOneIdTheFirstTakesBackWhatTheSecondLeaves(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	first := published(t, srv.Endpoints())
-	second := published(t, srv.Endpoints())
-	awaitState(t, first, StateConflict)
-
-	require.NoError(t, second.StopContext(context.Background()))
-	awaitState(t, first, StatePublished)
-	require.Equal(t, int64(first.Status().Lease), requireValue(t, srv, testFullKey, testValue).Lease)
-	srv.RequireLeases(t, 1)
 }
 
 func TestPauseInAConflictLeavesTheOthersKey(t *testing.T) {
@@ -1062,9 +893,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 		},
 		{
 			name: "a KeepAlive that fails and leaves its key, Pause, Resume, Pause, KeepAlive",
-			opts: []PubOption{WithTimeout(300 * time.Millisecond), WithClientConfig(func(c *clientv3.Config) {
-				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(loseAnswers))
-			})},
+			opts: []PubOption{WithTimeout(300 * time.Millisecond), Dialling(grpc.WithChainUnaryInterceptor(loseAnswers))},
 			take: func(t *testing.T, w walk) {
 				losesAnswers.Store(true)
 				require.Error(t, w.p.KeepAlive())
@@ -1490,9 +1319,7 @@ func TestWhatArrivesAfterStopLeavesNoKey(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	p := published(t, srv.Endpoints(), WithClientConfig(func(c *clientv3.Config) {
-		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(hold))
-	}))
+	p := published(t, srv.Endpoints(), Dialling(grpc.WithChainUnaryInterceptor(hold)))
 	require.NoError(t, p.StopContext(deadline(t, eventually)))
 	close(heals)
 	late.Wait()

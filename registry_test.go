@@ -81,9 +81,7 @@ func TestAConnectionThatGoesDeafUnderTheFirstLoginIsReplacedInTime(t *testing.T)
 				}
 				return invoke(ctx, method, req, reply, cc, opts...)
 			}
-			p := newTestPublisher(t, []string{path.Endpoint()}, WithTTL(ttl), WithTimeout(6*time.Second), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
-				c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(deafen))
-			}))
+			p := newTestPublisher(t, []string{path.Endpoint()}, WithTTL(ttl), WithTimeout(6*time.Second), WithPubEtcdAccount("u", "p"), Dialling(grpc.WithChainUnaryInterceptor(deafen)))
 			require.NoError(t, p.KeepAlive())
 		})
 	}
@@ -102,9 +100,7 @@ func TestASlowLoginIsMadeOnce(t *testing.T) {
 		}
 		return invoke(ctx, method, req, reply, cc, opts...)
 	}
-	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"), WithClientConfig(func(c *clientv3.Config) {
-		c.DialOptions = append(c.DialOptions, grpc.WithChainUnaryInterceptor(delay))
-	}))
+	p := published(t, srv.Endpoints(), WithPubEtcdAccount("u", "p"), Dialling(grpc.WithChainUnaryInterceptor(delay)))
 	slow.Store(true)
 	srv.Restart()
 	require.Eventually(t, func() bool { return logins.Load() > 0 }, eventually, 10*time.Millisecond, "no login")

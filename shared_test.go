@@ -1,5 +1,7 @@
 package discov
 
+// What the tests of both packages share.
+
 import (
 	"log/slog"
 	"slices"
@@ -8,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 )
 
 // EventLog is an observer that remembers. The zero value is ready to use.
@@ -94,3 +98,8 @@ func (l *LogLines) String() string { return strings.Join(l.All(), "\n") }
 
 // Quiet makes a Publisher log nothing.
 var Quiet = WithLogger(slog.New(slog.DiscardHandler))
+
+// Dialling gives the client these settings of gRPC's. Publishers given the same option share a connection.
+func Dialling(opts ...grpc.DialOption) PubOption {
+	return WithClientConfig(func(c *clientv3.Config) { c.DialOptions = append(c.DialOptions, opts...) })
+}
