@@ -33,7 +33,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
-				p := f.publisher(WithId(7), Quiet)
+				p := f.publisher(WithId(7))
 				p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 				ctx, cancel := end(t.Context())
 				time.AfterFunc(300*time.Millisecond, cancel)
@@ -53,7 +53,7 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 
 func TestAKeepAliveWhoseDeadlineIsOverSaysSo(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		p := f.publisher(WithId(7), Quiet)
+		p := f.publisher(WithId(7))
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(farEtcd{f}), nil }
 		err := p.KeepAlive()
 		require.ErrorIs(t, err, context.DeadlineExceeded)
@@ -75,7 +75,7 @@ func TestACallThatIsCancelledBeforeOrMeanwhileNamesItsCause(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
-				p := f.publisher(WithId(7), Quiet)
+				p := f.publisher(WithId(7))
 				if name != "KeepAlive" {
 					require.NoError(t, p.KeepAlive())
 				}
@@ -158,7 +158,7 @@ func TestAKeepAliveThatTriesAgainTellsEachFailureOnce(t *testing.T) {
 func TestAKeepAliveThatIsGivenUpAsItSucceedsTellsItOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		events := &EventLog{}
-		p := f.publisher(WithId(7), Quiet, WithObserver(events.Observe))
+		p := f.publisher(WithId(7), WithObserver(events.Observe))
 		ctx, giveUp := context.WithCancel(t.Context())
 		p.connect = func(_, _ context.Context) (connected, error) { return connectedTo(lateEtcd{f, giveUp}), nil }
 		require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
@@ -290,7 +290,7 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
 				events := &EventLog{}
-				p := f.publisher(append([]PubOption{WithId(7), Quiet, WithObserver(events.Observe)}, opts...)...)
+				p := f.publisher(append([]PubOption{WithId(7), WithObserver(events.Observe)}, opts...)...)
 				p.connect = func(_, stop context.Context) (connected, error) {
 					<-stop.Done()
 					return connected{}, stop.Err()

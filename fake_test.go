@@ -98,9 +98,14 @@ func newFakeEtcd(t testing.TB) *fakeEtcd {
 	return f
 }
 
-// publisher returns a Publisher on the fake.
+// publisher returns a Publisher on the fake without a log, whose every change of state is checked at the end of the test.
 func (f *fakeEtcd) publisher(opts ...PubOption) *Publisher {
-	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", opts...)
+	events := &EventLog{}
+	p := NewPublisher([]string{"fake:2379"}, "user.rpc", "v0", append([]PubOption{Quiet, WithObserver(events.Observe)}, opts...)...)
+	f.t.Cleanup(func() {
+		synctest.Wait()
+		events.requireDrawn(f.t)
+	})
 	p.connect = func(_, _ context.Context) (connected, error) {
 		return connected{first: f, usual: f, release: f.release}, nil
 	}

@@ -49,7 +49,7 @@ func (l *EventLog) states() []State {
 }
 
 // requireDrawn fails the test where a change of state is not in the diagram, or does not begin where the one before ended.
-func (l *EventLog) requireDrawn(t *testing.T) {
+func (l *EventLog) requireDrawn(t testing.TB) {
 	t.Helper()
 	at := StateIdle
 	for _, e := range l.changes() {
