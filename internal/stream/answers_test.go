@@ -305,13 +305,14 @@ func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		isSlow := func() bool { return time.Since(began) < 2*busyAfter }
+		hangs := func(id int64) bool { return id == 2 && time.Since(began) > streamsKept }
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			for {
 				id, err := s.next()
 				if err != nil {
 					return err
 				}
-				if id == 2 {
+				if hangs(id) {
 					return s.hang()
 				}
 				if isSlow() {
@@ -325,10 +326,15 @@ func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
 		r := newRenewals(t, server, 0)
 		leases := grant(4)
 		r.Ask(leases)
-		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+		r.awaitIdle(t, time.Second)
+		for range 8 { // etcd is quick again
+			r.Ask(leases)
+			r.awaitIdle(t, time.Second)
+		}
+		time.Sleep(streamsKept)
+		ctx, cancel := context.WithTimeout(t.Context(), busyAfter/2)
 		defer cancel()
-		time.AfterFunc(500*time.Millisecond, func() { r.Ask(leases) }) // etcd is quick again
+		r.Ask(leases)
 		require.Equal(t, context.DeadlineExceeded, r.Renew(ctx, leases[1]))
 		synctest.Wait()
 		opened, open, _ := server.streams()
