@@ -87,9 +87,9 @@ func TestGrant(t *testing.T) {
 			grants: meets{fails(status.Error(codes.Unavailable, "gone away"))},
 			asks:   []int64{1}, strays: []clientv3.LeaseID{1},
 		},
-		"and all that have none in time": { // twice: by then etcd answers others, so that it is a matter of waiting
+		"and all that have none in time": { // three times: by then etcd answers others, so that it is a matter of waiting
 			grants: meets{takes(never), takes(never), takes(never)},
-			asks:   []int64{1, 2}, strays: []clientv3.LeaseID{1, 2}, is: context.DeadlineExceeded, took: usual.Call,
+			asks:   []int64{1, 2, 3}, strays: []clientv3.LeaseID{1, 2, 3}, is: context.DeadlineExceeded, took: usual.Call,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,7 +126,7 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 	}{
 		"until its answer":                         {takes: 2 * time.Second, granted: true, call: usual.Call, returns: 2 * time.Second},
 		"or until its bound":                       {takes: never, call: 2 * time.Second, returns: 2 * time.Second},
-		"which it has also where others have none": {takes: never, returns: time.Second/2 + askAgain},
+		"which it has also where others have none": {takes: never, returns: askAgain/2 + askAgain},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
@@ -136,7 +136,7 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 				f.grants(meets{takes(c.takes)})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 				defer cancel()
-				time.AfterFunc(time.Second/2, cancel)
+				time.AfterFunc(askAgain/2, cancel)
 				lease, strays, err := user.Grant(ctx, testTTL, ids())
 				require.Equal(t, c.returns, f.since())
 				if c.granted {

@@ -108,7 +108,7 @@ func (r *race[T]) suspect() bool {
 func (r *race[T]) repeat() {
 	l := r.link
 	isDone := r.ctx.Err() != nil || !l.ready.isReady()
-	if !isDone && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(r.pending.began, r.pending.pause) {
+	if !isDone && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(r.pending.began, max(r.pending.pause, queueAtLeast)) {
 		l.calls.Go(r.try)
 	}
 }

@@ -50,11 +50,11 @@ func TestLadder(t *testing.T) {
 		},
 		"what has no answer is asked again": {
 			members: 1, meets: meets{takes(never)},
-			asked: seconds(0, 1), took: askAgain,
+			asked: []time.Duration{0, askAgain}, took: askAgain,
 		},
 		"unless etcd goes on answering what was asked before": {
 			members: 1, meets: meets{takes(never), takes(never), takes(never)},
-			asked: seconds(0, 1), is: context.DeadlineExceeded, took: usual.Call,
+			asked: []time.Duration{0, askAgain, 2 * askAgain}, is: context.DeadlineExceeded, took: usual.Call,
 		},
 		"what one member cannot do, the next is asked": {
 			members: 2, meets: meets{fails(rpctypes.ErrGRPCNoLeader)},

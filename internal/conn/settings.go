@@ -7,7 +7,7 @@
 //	the Publisher          its whole reconcile         it has failed                              it is stopped
 //	do                     a request, on another link  the link was given up under it             its bound
 //	onLink                 a request, once more        a member could not do it, there are more   its bound
-//	again                  a request, beside itself    it has no answer for a second or longer    an answer to either
+//	again                  a request, beside itself    it has no answer for half a second or more an answer to either
 //	streams                a renewal, a login, a token its stream has ended, it was rejected      an answer
 //
 // The first one is there because only it knows whether the request is still wanted; the second, because links are replaced
@@ -39,8 +39,11 @@ const (
 
 // The settings of requests.
 const (
-	// askAgain is how long a request has no answer at least until it is made again, and twice as long each time.
-	askAgain = time.Second
+	// askAgain is how long a request has no answer at least until it is made again, and twice as long each time: half of the
+	// second in which a key is to be back (because: what is asked of an etcd that elects its leader may be lost).
+	askAgain = 500 * time.Millisecond
+	// queueAtLeast is within which time etcd answers something where a request only waits for its turn.
+	queueAtLeast = time.Second
 	// longestWait bounds a wait for a connection, which costs nothing and ends as soon as there is one.
 	longestWait = 20 * time.Second
 	// lookAfterLeast is how often a link looks after its requests at most.
