@@ -162,7 +162,12 @@ func TestARefusalNamesItsCauseWithinTheBound(t *testing.T) {
 			require.ErrorContains(t, err, c.mentions)
 			require.ErrorContains(t, err, "discov: ")
 			require.ErrorContains(t, err, testFullKey)
-			require.ErrorContains(t, p.Status().Err, c.mentions)
+			s := p.Status()
+			require.ErrorContains(t, s.Err, c.mentions)
+			require.Equal(t, StateIdle, s.State)
+			require.Zero(t, s.Lease)
+			require.Zero(t, s.TTL)
+			require.Zero(t, s.Until)
 			if c.is != nil {
 				require.ErrorIs(t, err, c.is)
 				require.Less(t, took, bound*3/4, "what trying again cannot mend is told at once")

@@ -114,10 +114,13 @@ func TestAnUpdateInAnOutageIsBoundedAndTheLatestValueIsThereAtItsEnd(t *testing.
 	eachOutage(t,
 		func(s *scene, pub *instance) {
 			for _, value := range []string{"a:2", "a:3"} {
-				require.Error(s.t, pub.updateIn(outageTimeout, value))
+				err := pub.updateIn(outageTimeout, value)
+				require.ErrorIs(s.t, err, context.DeadlineExceeded)
+				require.ErrorContains(s.t, err, pub.key())
+				require.Equal(s.t, value, pub.Status().Value)
 			}
 		},
-		func(s *scene, pub *instance, ended time.Time, _ outage, _ bool) {
+		func(s *scene, pub *instance, ended time.Time, o outage, _ bool) {
 			s.figure("updated", s.requireTrue(ended, atOnce, pub))
 			time.Sleep(atOnce)
 			kv, _ := s.KV(s.t, pub.key())
@@ -128,6 +131,8 @@ func TestAnUpdateInAnOutageIsBoundedAndTheLatestValueIsThereAtItsEnd(t *testing.
 					require.GreaterOrEqual(s.t, change.Value, latest, "an older value came after a newer one: %v", change)
 					latest = change.Value
 				}
+				// Where there is nobody to send it to, the value between is not written.
+				require.False(s.t, o.renews && change.Value == "a:2", "%v", change)
 			}
 		})
 }

@@ -92,7 +92,7 @@ func countWithin(t testing.TB, etcd *etcdtest.Server, prefix string, within time
 	return int(resp.Count)
 }
 
-// requireFleetBack waits until all are back, and judges time, log lines, leases and authentications.
+// requireBack waits until all are back, and judges time, log lines, leases and authentications.
 func (f *fleet) requireBack(t *testing.T, etcd *etcdtest.Server, what string, since time.Time, within time.Duration, before map[string]int) {
 	t.Helper()
 	etcdtest.RequireSoon(t, time.Minute, func() bool { return countOf(t, etcd, "fleet/") == fleetSize }, "%s: not all are back", what)

@@ -25,13 +25,7 @@ type keeping struct {
 	fault func(*scene)
 }
 
-// withID are the options of one with an id.
-func withID(ttl time.Duration) []discov.PubOption {
-	return []discov.PubOption{discov.WithId(7), discov.WithTTL(ttl)}
-}
-
-func withTTL(ttl time.Duration) []discov.PubOption { return []discov.PubOption{discov.WithTTL(ttl)} }
-
+// keepings are those faults, by what they are.
 func keepings() map[string]keeping {
 	quick := []etcdtest.Option{etcdtest.QuickTicks()}
 	all := map[string]keeping{

@@ -65,12 +65,6 @@ func TestKeepAliveThatIsWaitingRegistersAsSoonAsEtcdAnswers(t *testing.T) {
 					}
 				}
 				time.Sleep(4 * time.Second)
-				require.ErrorIs(t, pub.KeepAlive(), discov.ErrStarted)
-				require.Equal(t, discov.StateRegistering, pub.Status().State)
-				require.Error(t, pub.Status().Err)
-				if name == "cut off" {
-					require.ErrorContains(t, pub.Status().Err, "connection refused")
-				}
 				o.end(s)
 				mended := s.begin("mended")
 				s.figure("registered", s.requireTrue(mended, atOnce, pub))

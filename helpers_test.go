@@ -33,6 +33,13 @@ func quickEtcd(t *testing.T, opts ...etcdtest.Option) *etcdtest.Server {
 	return etcdtest.Start(t, append([]etcdtest.Option{etcdtest.QuickTicks()}, opts...)...)
 }
 
+// quickPath is the same, and a path to it.
+func quickPath(t *testing.T) (*etcdtest.Server, *etcdtest.Path) {
+	t.Helper()
+	srv := quickEtcd(t)
+	return srv, etcdtest.NewPath(t, srv.Endpoints()[0])
+}
+
 // newTestPublisher returns a Publisher without a log whose every change of state is checked at the end of the test.
 func newTestPublisher(t *testing.T, endpoints []string, opts ...PubOption) *Publisher {
 	t.Helper()

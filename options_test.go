@@ -362,8 +362,7 @@ func TestAClientConfigThatMakesTheDialSlowDoesNotOutlastTheBound(t *testing.T) {
 // TestATuningThatIsSlowTheSecondTimeDoesNotOutlastTheBound: a connection in doubt is dialled anew.
 func TestATuningThatIsSlowTheSecondTimeDoesNotOutlastTheBound(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	_, path := quickPath(t)
 	path.Swallow()
 	var calls atomic.Int32
 	p := newTestPublisher(t, []string{path.Endpoint()}, WithTimeout(time.Second), WithClientConfig(func(*clientv3.Config) {

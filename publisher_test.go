@@ -62,8 +62,7 @@ func TestASecondKeepAliveReturnsErrStarted(t *testing.T) {
 
 func TestASecondKeepAliveWhileTheFirstRunsReturnsErrStartedAtOnce(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	_, path := quickPath(t)
 	path.Swallow()
 	p := newTestPublisher(t, []string{path.Endpoint()})
 	first := make(chan error, 1)
@@ -97,8 +96,7 @@ func TestOfManyKeepAlivesAtOnceOneRegisters(t *testing.T) {
 
 func TestKeepAliveThatFailsLeavesNothingBehind(t *testing.T) {
 	requireNoGoroutineLeft(t)
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	path.Swallow()
 	p, events := newRecordedPublisher(t, []string{path.Endpoint()}, WithId(testID), WithTimeout(300*time.Millisecond))
 
@@ -160,8 +158,7 @@ func TestAContextBoundsKeepAliveAndNotTheRegistration(t *testing.T) {
 
 func TestStopCutsAKeepAliveShort(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	path.Swallow()
 	p := newTestPublisher(t, []string{path.Endpoint()}, WithId(testID), WithTTL(time.Second))
 	first := make(chan error, 1)
@@ -183,8 +180,7 @@ func TestStopCutsAKeepAliveShort(t *testing.T) {
 
 func TestPauseMakesAKeepAliveThatRunsReturnNil(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	path.Swallow()
 	p := newTestPublisher(t, []string{path.Endpoint()}, WithId(testID))
 	first := make(chan error, 1)
@@ -319,8 +315,7 @@ func TestResumeBeforeKeepAliveTakesAPauseBack(t *testing.T) {
 
 func TestAWithdrawErrorTellsATimeAlsoWhereNoLeaseIsKnown(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	_, path := quickPath(t)
 	path.Swallow()
 	p := newTestPublisher(t, []string{path.Endpoint()}, WithId(testID), WithTTL(time.Second), WithBackgroundStart())
 	require.NoError(t, p.KeepAlive())
@@ -340,8 +335,7 @@ func TestAWithdrawErrorTellsATimeAlsoWhereNoLeaseIsKnown(t *testing.T) {
 
 func TestPauseSupersededByResumeReturnsErrSuperseded(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	p := published(t, []string{path.Endpoint()})
 	path.Swallow()
 	paused := make(chan error, 1)
@@ -359,8 +353,7 @@ func TestPauseSupersededByResumeReturnsErrSuperseded(t *testing.T) {
 
 func TestResumeSupersededByPauseReturnsErrSuperseded(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	p := published(t, []string{path.Endpoint()})
 	p.Pause()
 	path.Swallow()
@@ -467,14 +460,6 @@ func TestCallsAfterStopReturnErrStoppedAtOnce(t *testing.T) {
 		require.Equal(t, testValue, p.Status().Value)
 	}
 	requireNothingLeft(t, srv)
-}
-
-func TestStopBeforeKeepAliveIsTheEnd(t *testing.T) {
-	t.Parallel()
-	p := newTestPublisher(t, []string{"127.0.0.1:1"})
-	require.NoError(t, p.StopContext(context.Background()))
-	require.Equal(t, StateStopped, p.Status().State)
-	require.ErrorIs(t, p.KeepAlive(), ErrStopped)
 }
 
 func TestStopOfAStoppedPublisherIsNoErrorWhateverItsContext(t *testing.T) {
@@ -614,24 +599,6 @@ func TestOfConcurrentUpdatesTheLatestStays(t *testing.T) {
 	srv.RequireLeases(t, 1)
 }
 
-func TestTheLatestUpdateOfAnOutageIsPublishedAfterIt(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t)
-	p := published(t, srv.Endpoints())
-	srv.Stop()
-	for _, value := range []string{"first", "second", "third"} {
-		err := p.Update(deadline(t, 200*time.Millisecond), value)
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.ErrorContains(t, err, testFullKey)
-		require.Equal(t, value, p.Status().Value)
-	}
-	srv.Start()
-	awaitValue(t, srv, testFullKey, "third")
-	awaitState(t, p, StatePublished)
-	require.EqualValues(t, 2, requireValue(t, srv, testFullKey, "third").Version, "the values between were not written")
-	srv.RequireLeases(t, 1)
-}
-
 // TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack: gRPC holds such a request back for the next connection.
 func TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack(t *testing.T) {
 	t.Parallel()
@@ -660,8 +627,7 @@ func TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack(t *testing.T) {
 
 func TestUpdateOfTheSameValueInAnOutageStillWaitsForIt(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	p := published(t, []string{path.Endpoint()})
 	path.Swallow()
 	require.Error(t, p.Update(deadline(t, 100*time.Millisecond), "other"))
@@ -675,8 +641,7 @@ func TestUpdateOfTheSameValueInAnOutageStillWaitsForIt(t *testing.T) {
 
 func TestUpdateBackToTheOldValueInAnOutageEndsWithIt(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	p := published(t, []string{path.Endpoint()})
 	path.Swallow()
 	_ = p.Update(deadline(t, 50*time.Millisecond), "other")
@@ -736,8 +701,7 @@ func TestPauseInAConflictLeavesTheOthersKey(t *testing.T) {
 
 func TestStatusTellsEachState(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	began := time.Now()
 	p := newTestPublisher(t, []string{path.Endpoint()}, WithId(testID), WithTTL(5*time.Second), WithBackgroundStart())
 
@@ -809,21 +773,6 @@ func TestStatusTellsUntilWhenTheLeaseLasts(t *testing.T) {
 	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == StateRegistering }, "the outage is told")
 	require.Equal(t, until, p.Status().Until, "nothing was renewed")
 	require.Error(t, p.Status().Err)
-}
-
-func TestStatusAfterADeniedKeepAliveTellsOfNoLease(t *testing.T) {
-	t.Parallel()
-	srv := quickEtcd(t, etcdtest.WithAuth("u", "p"))
-	srv.AddUser(t, "stranger", "p")
-	p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithPubEtcdAccount("stranger", "p"))
-	require.Error(t, p.KeepAlive())
-	srv.RequireLeases(t, 0)
-	s := p.Status()
-	require.Equal(t, StateIdle, s.State)
-	require.Zero(t, s.Lease)
-	require.Zero(t, s.TTL)
-	require.Zero(t, s.Until)
-	require.Error(t, s.Err)
 }
 
 func TestStatesReadAsInTheDiagram(t *testing.T) {
@@ -1004,8 +953,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 		for _, scenario := range scenarios {
 			t.Run(scenario.name, func(t *testing.T) {
 				t.Parallel()
-				srv := quickEtcd(t)
-				path := etcdtest.NewPath(t, srv.Endpoints()[0])
+				srv, path := quickPath(t)
 				p, events := newRecordedPublisher(t, []string{path.Endpoint()}, append([]PubOption{WithId(testID)}, scenario.opts...)...)
 				scenario.take(t, walk{srv, path, p, context.Background()})
 				p.Stop()
@@ -1069,8 +1017,7 @@ func TestNoCallOutlastsItsBoundWhateverEtcdDoes(t *testing.T) {
 	}
 	for fault, strike := range faults {
 		t.Run(fault, func(t *testing.T) {
-			srv := quickEtcd(t)
-			path := etcdtest.NewPath(t, srv.Endpoints()[0])
+			srv, path := quickPath(t)
 			inTime := judge(t)
 			var attempts []func()
 			for _, b := range bounds {
@@ -1191,8 +1138,7 @@ func TestWhateverTheOrderOfCallsTheLastOneDecides(t *testing.T) {
 		for _, rough := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, rough path %v", end.name, rough), func(t *testing.T) {
 				t.Parallel()
-				srv := quickEtcd(t)
-				path := etcdtest.NewPath(t, srv.Endpoints()[0])
+				srv, path := quickPath(t)
 				p := newTestPublisher(t, []string{path.Endpoint()}, WithId(testID))
 				// Stop is for the end: nothing comes after it.
 				stress(t, p, 8, 40, func() {

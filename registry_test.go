@@ -23,8 +23,7 @@ import (
 
 func TestConcurrentFirstUsersDialOnce(t *testing.T) {
 	t.Parallel()
-	srv := quickEtcd(t)
-	path := etcdtest.NewPath(t, srv.Endpoints()[0])
+	srv, path := quickPath(t)
 	var dials atomic.Int32
 	slow := WithClientConfig(func(*clientv3.Config) {
 		dials.Add(1)

@@ -146,6 +146,14 @@ func guarded(t *testing.T, on func(*testing.T, ...etcdtest.Option) *scene, tls, 
 	return s
 }
 
+// withID are the options of one with an id.
+func withID(ttl time.Duration) []discov.PubOption {
+	return []discov.PubOption{discov.WithId(7), discov.WithTTL(ttl)}
+}
+
+// withTTL are those of one whose key has the lease ID.
+func withTTL(ttl time.Duration) []discov.PubOption { return []discov.PubOption{discov.WithTTL(ttl)} }
+
 // withAccount is the account that most etcds with accounts have.
 var withAccount = discov.WithPubEtcdAccount("svc", "pass")
 
