@@ -74,8 +74,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsGivenUpWhenItHasGoneByItself(t *testin
 func TestAStopAroundAKeepAliveThatFailedTriesOn(t *testing.T) {
 	for name, stop := range map[string]func(*testing.T, *fakeEtcd, *Publisher) error{
 		"while it cleans up": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
-			failed := make(chan error, 1)
-			go func() { failed <- p.KeepAlive() }()
+			failed := later(p.KeepAlive)
 			f.cleanUpBegun()
 			err := p.StopContext(t.Context())
 			requireWithdrawError(t, <-failed)
@@ -124,8 +123,7 @@ func TestAStopAroundAKeepAliveThatFailedTriesOn(t *testing.T) {
 func TestAPauseAroundAKeepAliveThatFailedIsDoneWhenTheKeyIsGone(t *testing.T) {
 	for name, pause := range map[string]func(*testing.T, *fakeEtcd, *Publisher) error{
 		"while it cleans up": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
-			failed := make(chan error, 1)
-			go func() { failed <- p.KeepAlive() }()
+			failed := later(p.KeepAlive)
 			f.cleanUpBegun()
 			err := p.PauseContext(t.Context())
 			requireWithdrawError(t, <-failed)
@@ -207,8 +205,7 @@ func TestAStopBeforeTheNextKeepAliveIsHeardEndsBoth(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.leftKey()
 		requireWithdrawError(t, p.KeepAlive())
-		second := make(chan error, 1)
-		go func() { second <- p.KeepAlive() }()
+		second := later(p.KeepAlive)
 		_ = p.StopContext(deadline(t, time.Second))
 		require.ErrorIs(t, <-second, ErrStopped)
 		f.heal()

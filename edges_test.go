@@ -295,8 +295,7 @@ func TestAStopThatCutsAConnectShortIsNoFailure(t *testing.T) {
 					<-stop.Done()
 					return connected{}, stop.Err()
 				}
-				started := make(chan error, 1)
-				go func() { started <- p.KeepAlive() }()
+				started := later(p.KeepAlive)
 				settle(time.Second)
 				began := time.Now()
 				require.NoError(t, p.StopContext(t.Context()))

@@ -133,54 +133,6 @@ func TestARestoreWithoutTheKeyIsRegisteredAgainAtOnce(t *testing.T) {
 	}
 }
 
-func TestARestoreWithAnOlderLeaseOfOursIsMendedAtOnceAndTheOlderLeaseGoes(t *testing.T) {
-	t.Parallel()
-	losses := map[string]func(*scene, *instance){
-		"revoked by an operator": func(s *scene, pub *instance) { s.revoke(pub.Status().Lease) },
-		"revoked by a Pause": func(s *scene, pub *instance) {
-			require.NoError(s.t, pub.PauseContext(s.t.Context()))
-			require.NoError(s.t, pub.ResumeContext(s.t.Context()))
-		},
-	}
-	for name, id := range map[string][]discov.PubOption{"with an id": {discov.WithId(7)}, "with the lease ID": nil} {
-		for how, lose := range losses {
-			t.Run(name+", "+how, func(t *testing.T) {
-				t.Parallel()
-				s := onServer(t)
-				pub := s.publish("a:1", append(id, discov.WithTTL(10*time.Second))...)
-				s.server.Snapshot()
-				s.requireTrue(time.Now(), atOnce, pub)
-				lose(s, pub)
-				s.requireTrue(s.begin("revoked"), atOnce, pub)
-				s.raiseRevision(100)
-				s.server.Restore()
-				s.figure("restored, with an older lease", s.requireTrue(s.begin("restored"), atOnce, pub))
-			})
-		}
-	}
-}
-
-func TestAPausedPublisherStaysWithdrawnWhenItsKeyIsRestored(t *testing.T) {
-	t.Parallel()
-	for name, id := range map[string][]discov.PubOption{"with an id": {discov.WithId(7)}, "with the lease ID": nil} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := onServer(t)
-			pub := s.publish("a:1", append(id, discov.WithTTL(10*time.Second))...)
-			s.server.Snapshot()
-			s.requireTrue(time.Now(), atOnce, pub)
-			for range 2 {
-				require.NoError(t, pub.PauseContext(t.Context()))
-				s.server.Restore()
-				s.figure("restored while paused", s.requireGone(s.begin("restored"), atOnce))
-				pub.requireState(discov.StatePaused)
-				require.NoError(t, pub.ResumeContext(t.Context()))
-				s.requireTrue(time.Now(), 0, pub)
-			}
-		})
-	}
-}
-
 func TestARestoreWithAnOlderValueGetsTheLatestAtOnce(t *testing.T) {
 	t.Parallel()
 	s := onServer(t)
@@ -236,6 +188,7 @@ func TestARestoreBringsNoKeyBackThatIsNotWanted(t *testing.T) {
 				require.NoError(t, pub.PauseContext(t.Context()))
 			}
 			s.requireTrue(time.Now(), 0, published...)
+			s.raiseRevision(100)
 			for range 2 {
 				restore(s.server)
 				s.figure("restored", s.requireTrue(s.begin("restored"), atOnce, published...))
@@ -247,6 +200,10 @@ func TestARestoreBringsNoKeyBackThatIsNotWanted(t *testing.T) {
 				s.remove(pub)
 				s.requireTrue(s.begin("deleted"), atOnce, published...)
 			}
+			for _, pub := range []*instance{paused, pausedID} {
+				require.NoError(t, pub.ResumeContext(t.Context()))
+			}
+			s.requireTrue(time.Now(), 0, s.instances...)
 		})
 	}
 }

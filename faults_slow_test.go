@@ -52,35 +52,6 @@ func TestSlowAFrozenMemberNeverTakesAKeyOfTheDefaultTTLAway(t *testing.T) {
 	requireKeptWhileEachIsFrozen(t, onProcesses(t), defaultTTL)
 }
 
-func TestSlowTwoInstancesOfOneIDDoNotFight(t *testing.T) {
-	t.Parallel()
-	s := onServer(t)
-	pub := s.publish("a:1", discov.WithId(7))
-	key := pub.key()
-	s.History(key) // the observer knows of the first put
-	since := s.begin("the other takes the key, and goes, once a second")
-	for range 75 {
-		other := s.putByAnother(key)
-		time.Sleep(500 * time.Millisecond)
-		s.revoke(other)
-		time.Sleep(500 * time.Millisecond)
-	}
-	var ours []time.Time
-	for _, change := range s.History(key) {
-		if change.Value == "a:1" && !change.Gone && change.Time.After(since) {
-			ours = append(ours, change.Time)
-		}
-	}
-	// A key that is free is taken at once, then after 1 s, 2 s, 4 s and 8 s, and every 10 s from then on.
-	require.GreaterOrEqual(t, len(ours), 8, "it is left alone for too long: %v", ours)
-	for i := 1; i < len(ours); i++ {
-		least := min(time.Second<<(i-1), 10*time.Second)
-		require.Greater(t, ours[i].Sub(ours[i-1]), least-100*time.Millisecond, "a fight: %v", ours)
-		require.Less(t, ours[i].Sub(ours[i-1]), least+2*time.Second, "it is left alone for too long: %v", ours)
-	}
-	s.requireTrue(time.Now(), 11*time.Second, pub)
-}
-
 func TestSlowAnEtcdThatHasBecomeSlowIsDialledFourTimesAtMost(t *testing.T) {
 	t.Parallel()
 	p := newPace(t)

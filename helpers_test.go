@@ -134,6 +134,13 @@ func revokeByHand(t *testing.T, srv rooted, lease clientv3.LeaseID) {
 	require.NoError(t, err)
 }
 
+// later makes a call in the background.
+func later(call func() error) <-chan error {
+	done := make(chan error, 1)
+	go func() { done <- call() }()
+	return done
+}
+
 func awaitState(t *testing.T, p *Publisher, state State) {
 	t.Helper()
 	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == state }, "state ", state)

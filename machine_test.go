@@ -290,8 +290,7 @@ func (f *fakeEtcd) leftKey(opts ...PubOption) *Publisher {
 func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 	calls := map[string]func(t *testing.T, f *fakeEtcd, p *Publisher) error{
 		"Pause, while KeepAlive cleans up": func(t *testing.T, f *fakeEtcd, p *Publisher) error {
-			failed := make(chan error, 1)
-			go func() { failed <- p.KeepAlive() }()
+			failed := later(p.KeepAlive)
 			for len(f.requests("revoke")) == 0 {
 				time.Sleep(time.Millisecond)
 			}
@@ -368,8 +367,7 @@ func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *test
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.Error(t, p.PauseContext(over))
-		resumed := make(chan error, 1)
-		go func() { resumed <- p.ResumeContext(t.Context()) }()
+		resumed := later(func() error { return p.ResumeContext(t.Context()) })
 		synctest.Wait()
 		go goOn()
 		require.NoError(t, <-resumed)

@@ -50,8 +50,7 @@ func TestADialHoldsUpNobodyElse(t *testing.T) {
 		close(dialling)
 		<-release
 	}))
-	started := make(chan error, 1)
-	go func() { started <- slow.KeepAlive() }()
+	started := later(slow.KeepAlive)
 	<-dialling
 	p := newTestPublisher(t, srv.Endpoints())
 	requireWithin(t, 2*time.Second, func() { assert.NoError(t, p.KeepAlive()) })

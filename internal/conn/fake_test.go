@@ -162,6 +162,12 @@ func got[T any](f *fakeEtcd) (at []time.Duration, these []T) {
 	return at, these
 }
 
+// when returns when they came alone.
+func when[T any](f *fakeEtcd) []time.Duration {
+	at, _ := got[T](f)
+	return at
+}
+
 // forget forgets the requests that came.
 func (f *fakeEtcd) forget() {
 	f.mu.Lock()
@@ -376,8 +382,7 @@ func TestAFakeEtcdAnswersInVirtualTime(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "v", now.Value)
 		require.EqualValues(t, 2, rev)
-		at, _ := got[*pb.RangeRequest](f)
-		require.Len(t, at, 1)
+		require.Len(t, when[*pb.RangeRequest](f), 1)
 		require.Zero(t, f.since())
 	})
 }

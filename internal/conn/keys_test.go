@@ -111,8 +111,7 @@ func TestAnAuditReadsManyKeysInOneRequest(t *testing.T) {
 			}
 		}
 		require.Len(t, read, 2*auditBatch+1)
-		at, _ := got[*pb.RangeRequest](f)
-		require.Empty(t, at)
+		require.Empty(t, when[*pb.RangeRequest](f))
 	})
 }
 
@@ -127,12 +126,10 @@ func TestAuditsComeNowAndThenAndEndWithTheLastKey(t *testing.T) {
 		watchers[0].Cancel()
 		f.forget()
 		time.Sleep(2 * auditEvery)
-		at, _ = got[*pb.TxnRequest](f)
-		require.Empty(t, at)
+		require.Empty(t, when[*pb.TxnRequest](f))
 		_, watchers = watchAll(t, f, c, 1)
 		time.Sleep(auditEvery)
-		at, _ = got[*pb.TxnRequest](f)
-		require.NotEmpty(t, at, "they begin anew")
+		require.NotEmpty(t, when[*pb.TxnRequest](f), "they begin anew")
 		watchers[0].Cancel()
 	})
 }
@@ -149,12 +146,10 @@ func TestAKeyThatMayNotBeReadIsToldSoAndTheOthersAreRead(t *testing.T) {
 			require.Equal(t, i == 39 || i == 99, isNew, i)
 			require.Equal(t, i == 40, etcd.IsDenied(err), i)
 		}
-		at, _ := got[*pb.TxnRequest](f)
-		require.LessOrEqual(t, len(at), 16, "to find one among a hundred")
+		require.LessOrEqual(t, len(when[*pb.TxnRequest](f)), 16, "to find one among a hundred")
 		f.forget()
 		time.Sleep(auditEvery)
-		at, _ = got[*pb.TxnRequest](f)
-		require.Len(t, at, 1, "it is not read any more")
+		require.Len(t, when[*pb.TxnRequest](f), 1, "it is not read any more")
 	})
 }
 
@@ -171,8 +166,7 @@ func TestKeysAreReadFewerAtOnceWhereEtcdTakesNoMore(t *testing.T) {
 			f.put(names[0], "other")
 			time.Sleep(auditEvery)
 			requireNews(t, watchers[0], true)
-			at, _ := got[*pb.TxnRequest](f)
-			require.Len(t, at, 3)
+			require.Len(t, when[*pb.TxnRequest](f), 3)
 		})
 	}
 }
@@ -195,11 +189,9 @@ func TestAWatchThatIsDeniedIsAskedForAgainOnceTheKeyCanBeRead(t *testing.T) {
 		_, watchers := watchAll(t, f, c, 1)
 		f.denies(no, no)
 		time.Sleep(auditEvery)
-		at, _ := got[*pb.WatchCreateRequest](f)
-		require.Len(t, at, 1)
+		require.Len(t, when[*pb.WatchCreateRequest](f), 1)
 		time.Sleep(2 * auditEvery)
-		at, _ = got[*pb.WatchCreateRequest](f)
-		require.Len(t, at, 1, "it stands")
+		require.Len(t, when[*pb.WatchCreateRequest](f), 1, "it stands")
 		requireNews(t, watchers[0], false)
 	})
 }
@@ -210,8 +202,7 @@ func TestAWatchThatIsDeniedIsNotAskedForWhileTheKeyCannotBeRead(t *testing.T) {
 		f.denies(yes, yes)
 		_, watchers := watchAll(t, f, c, 1)
 		time.Sleep(3 * auditEvery)
-		at, _ := got[*pb.WatchCreateRequest](f)
-		require.Empty(t, at)
+		require.Empty(t, when[*pb.WatchCreateRequest](f))
 		_, _, err := news(watchers[0])
 		require.True(t, etcd.IsDenied(err))
 	})
