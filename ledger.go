@@ -254,7 +254,7 @@ func (l *ledger) noteUnconnected(err error) {
 func (l *ledger) withdrawing(gone time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.withdrawn {
+	if l.withdrawn || l.status.State == StatePaused { // a Resume that was taken back before anything was begun
 		return
 	}
 	l.held, l.status.Until = nil, gone

@@ -349,21 +349,22 @@ func TestAKeepAliveThatFailsLeavesATenthOfItsBoundToTheCleanUp(t *testing.T) {
 	})
 }
 
-// begun is a Publisher whose first registration has succeeded, and whose goroutine has not seen what is asked for since.
-func (f *fakeEtcd) begun() (p *Publisher, goOn func()) {
-	p = f.publisher(WithId(7))
+// begun is a Publisher whose first registration has succeeded, or has nothing to do, and whose goroutine has not seen what is
+// asked for since.
+func (f *fakeEtcd) begun(p *Publisher) (k *keeper, goOn func()) {
 	bound, cancel := p.bound(context.Background())
 	defer cancel()
 	p.running, p.wish.takeover = true, true
-	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
+	k = &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	r := k.newRegistration(f, new(registration))
 	require.NoError(f.t, k.begin(&start{caller: context.Background(), bound: bound}, r))
-	return p, func() { k.finish(k.keep(r)) }
+	return k, func() { k.finish(k.keep(r)) }
 }
 
 func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		p, goOn := f.begun()
+		p := f.publisher(WithId(7))
+		_, goOn := f.begun(p)
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
 		require.Error(t, p.PauseContext(over))
@@ -375,9 +376,30 @@ func TestAPauseAndAResumeThatTheGoroutineHasNotSeenEndInTheKeyBeingThere(t *test
 	})
 }
 
+func TestAResumeThatIsTakenBackBeforeAnythingIsBegunLeavesThePublisherPaused(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.publisher(WithId(7))
+		p.Pause()
+		k, goOn := f.begun(p)
+		over, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.Error(t, p.ResumeContext(over))
+		want, _ := k.heed() // and nothing more
+		require.Equal(t, wantPublished, want)
+		paused := make(chan error, 1)
+		go func() { paused <- p.PauseContext(t.Context()) }()
+		synctest.Wait()
+		go goOn()
+		require.NoError(t, <-paused)
+		require.Equal(t, StatePaused, p.Status().State)
+		p.Stop()
+	})
+}
+
 func TestAResumeThatCutsTheFirstWithdrawalShortTakesALease(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
-		p, goOn := f.begun()
+		p := f.publisher(WithId(7))
+		_, goOn := f.begun(p)
 		f.meets(troubles{"revoke": {before: errReset}}.of)
 		over, cancel := context.WithCancel(t.Context())
 		cancel()
