@@ -15,7 +15,10 @@ const (
 	// gather is how long requests of watches wait for others after some were sent, to go out together: a packet of its own
 	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
 	// watch up to 100 ms later than of one after it).
-	gather = 25 * time.Millisecond
+	gather = 10 * time.Millisecond
+	// Where burst of them came in that time, many Publishers start at once: then they wait for gatherBurst more.
+	burst       = 8
+	gatherBurst = 90 * time.Millisecond
 	// askAgain is how long a request has no answer at least until it is made again, twice as long each time, up to
 	// maxRepeats times.
 	askAgain   = time.Second

@@ -186,7 +186,16 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 			}
 		}
 		backoff.Pause(s.ctx, gather)
+		if s.isBurst() {
+			backoff.Pause(s.ctx, gatherBurst)
+		}
 	}
+}
+
+func (s *watchStream) isBurst() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.unsent) >= burst
 }
 
 func (s *watchStream) takeUnsent() []*pb.WatchRequest {
