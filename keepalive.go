@@ -64,17 +64,13 @@ func (k *keeper) run(first *start) {
 // stay goes on after the first registration, on a goroutine of its own: as long as there is nothing to do, that has a stack
 // of 2 KB. The one of a goroutine that has made a request is 8 KB, of which the garbage collector takes back half.
 func (k *keeper) stay(r *registration, release func()) {
-	want, latch := k.heed()
-	rests := want == wantPublished && r.rests()
+	rests := k.isWanted() && r.rests()
 	if rests {
 		r.watchKey()
 	}
 	go func() {
 		if rests {
-			select {
-			case <-latch.Done():
-			case <-r.bell:
-			}
+			<-r.bell
 		}
 		left := k.keep(r)
 		release()

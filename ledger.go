@@ -28,8 +28,8 @@ type ledger struct {
 	next     *start // a KeepAlive that came meanwhile, nil if none did
 	nextCame latch  // set with it
 
-	done    chan struct{} // closed when nothing is to come after Stop
-	outcome error         // what Stop could not withdraw, written before done is closed
+	ended   bool  // whether nothing is to come after Stop
+	outcome error // what Stop could not withdraw
 
 	taken     uint64 // the updates when the goroutine took the value last
 	published uint64 // the updates when etcd held the latest value last
@@ -54,7 +54,6 @@ func newLedger(prefix, value string, t *teller) *ledger {
 		teller:    t,
 		wish:      newWish(value),
 		status:    Status{State: StateIdle, Since: time.Now()},
-		done:      make(chan struct{}),
 		withdrawn: true,
 		family:    newFamily(),
 	}
@@ -131,6 +130,14 @@ func (l *ledger) heed() (want, latch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.heedLocked()
+}
+
+// isWanted reports whether the user wants the key published.
+func (l *ledger) isWanted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	want, _ := l.wish.now()
+	return want == wantPublished
 }
 
 func (l *ledger) heedLocked() (want, latch) {
@@ -403,5 +410,6 @@ func (l *ledger) finishStopLocked() {
 		l.enterLocked(StateWithdrawing, nil)
 	}
 	l.enterLocked(StateStopped, l.outcome)
-	close(l.done)
+	l.ended = true
+	l.wakeLocked()
 }

@@ -307,21 +307,18 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	p.beginStop()
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-	}
-	select {
-	case <-p.done: // also where both came at once
-		return p.outcome
-	default:
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if p.withdrawn { // the key is gone, but not all is released yet
-			return p.unsettledLocked(ctx, "stop", nil)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.awaitLocked(ctx, "stop", func() (bool, error) {
+		switch {
+		case p.ended:
+			return true, p.outcome
+		case p.withdrawn: // the key is gone, but not all is released yet
+			return false, nil
+		default:
+			return false, p.withdrawErrorLocked(ctx)
 		}
-		return p.withdrawErrorLocked(ctx)
-	}
+	})
 }
 
 func (p *Publisher) beginStop() {

@@ -61,7 +61,8 @@ type wish struct {
 	// takeover is whether somebody has decided to publish, and the key was not put since.
 	takeover bool
 
-	// isNew is whether there is a value, or a decision, that the goroutine has not taken. The bell is rung then, which wakes it.
+	// isNew is whether there is a value, or a decision, that the goroutine has not taken. The bell is rung for it, and for the
+	// latches below.
 	isNew bool
 	bell  etcd.Bell
 	// The goroutine hears the user by these three. pause is set while the key is not to be published, resume while it is
@@ -91,6 +92,7 @@ func (w *wish) isStopped() bool { return w.stop.isSet() }
 func (w *wish) isPaused() bool { return w.pause.isSet() && !w.isStopped() }
 
 func (w *wish) setPaused() {
+	w.bell.Ring()
 	w.takeover = false
 	w.resume = newLatch()
 	w.pause.set()
@@ -103,6 +105,7 @@ func (w *wish) clearPaused() {
 }
 
 func (w *wish) setStopped() {
+	w.bell.Ring()
 	w.stop.set()
 	w.pause.set()
 	w.resume.set()
