@@ -110,14 +110,6 @@ func putByAnother(t *testing.T, srv rooted, key, value string) clientv3.LeaseID 
 	return grant.ID
 }
 
-func putByHand(t *testing.T, srv rooted, key, value string, opts ...clientv3.OpOption) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), eventually)
-	defer cancel()
-	_, err := srv.Client(t).Put(ctx, key, value, opts...)
-	require.NoError(t, err)
-}
-
 func deleteByHand(t *testing.T, srv rooted, key string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), eventually)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -636,13 +635,15 @@ func TestTheLogTellsOfALossAndOfTheReturn(t *testing.T) {
 // panickingHandler is a log handler of a careless user's.
 type panickingHandler struct{ slog.Handler }
 
+func (panickingHandler) Enabled(context.Context, slog.Level) bool { return true }
+
 func (panickingHandler) Handle(context.Context, slog.Record) error { panic("oh dear") }
 
 func TestALoggerThatPanicsHarmsNothing(t *testing.T) {
 	t.Parallel()
 	srv := quickEtcd(t)
 	p, events := newRecordedPublisher(t, srv.Endpoints(), WithId(testID),
-		WithLogger(slog.New(panickingHandler{slog.NewTextHandler(io.Discard, nil)})))
+		WithLogger(slog.New(panickingHandler{slog.DiscardHandler})))
 	require.NoError(t, p.KeepAlive())
 	requireValue(t, srv, testFullKey, testValue)
 	p.Stop()
