@@ -27,7 +27,6 @@ type ledger struct {
 	next     *start // a KeepAlive that came meanwhile, nil if none did
 	nextCame latch  // set with it
 
-	ended   bool  // whether nothing is to come after Stop
 	outcome error // what Stop could not withdraw
 
 	taken     uint64 // the updates when the goroutine took the value last
@@ -131,20 +130,20 @@ func (l *ledger) heed() (want, latch) {
 	return l.heedLocked()
 }
 
-// isWanted reports whether the user wants the key published.
-func (l *ledger) isWanted() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	want, _ := l.wish.now()
-	return want == wantPublished
-}
-
 func (l *ledger) heedLocked() (want, latch) {
 	now, latch := l.wish.now()
 	if now == wantPublished {
 		l.withdrawn = false
 	}
 	return now, latch
+}
+
+// isWanted reports whether the user wants the key published.
+func (l *ledger) isWanted() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	want, _ := l.wish.now()
+	return want == wantPublished
 }
 
 // tryFirst heeds for a try of a first registration, which cut ends once the user wants something else.
@@ -301,6 +300,4 @@ func (l *ledger) finishStopLocked() {
 		l.enterLocked(StateWithdrawing, nil)
 	}
 	l.enterLocked(StateStopped, l.outcome)
-	l.ended = true
-	l.wakeLocked()
 }

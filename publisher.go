@@ -311,7 +311,7 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	defer p.mu.Unlock()
 	return p.awaitLocked(ctx, "stop", func() (bool, error) {
 		switch {
-		case p.ended:
+		case p.status.State == StateStopped:
 			return true, p.outcome
 		case p.withdrawn: // the key is gone, but not all is released yet
 			return false, nil

@@ -53,7 +53,7 @@ type scene struct {
 
 	endpoints []string           // of etcd, or of the path to it
 	opts      []discov.PubOption // of all Publishers
-	// What it plays on, if the scene has started it.
+	// What it plays on: the one that etcd is, and the way to it, if there is one.
 	server    *etcdtest.Server
 	path      *etcdtest.Path
 	far       *farPath
@@ -69,16 +69,24 @@ type scene struct {
 
 func newScene(t *testing.T, etcd faultyEtcd) *scene {
 	t.Helper()
-	return &scene{t: t, etcd: etcd, endpoints: etcd.Endpoints(), Observer: etcdtest.Observe(t, etcd, prefix), meter: newMeter(t)}
+	s := &scene{t: t, etcd: etcd, endpoints: etcd.Endpoints(), Observer: etcdtest.Observe(t, etcd, prefix), meter: newMeter(t)}
+	switch etcd := etcd.(type) {
+	case *etcdtest.Server:
+		s.server = etcd
+	case *etcdtest.Process:
+		s.process = etcd
+	case *etcdtest.Cluster:
+		s.cluster = etcd
+	case *etcdtest.ProcessCluster:
+		s.processes = etcd
+	}
+	return s
 }
 
 // onServer plays on an etcd in this process.
 func onServer(t *testing.T, opts ...etcdtest.Option) *scene {
 	t.Helper()
-	etcd := etcdtest.Start(t, opts...)
-	s := newScene(t, etcd)
-	s.server = etcd
-	return s
+	return newScene(t, etcdtest.Start(t, opts...))
 }
 
 // onPath plays on an etcd in this process that is reached over a path.
@@ -87,7 +95,7 @@ func onPath(t *testing.T, opts ...etcdtest.Option) *scene {
 	etcd := etcdtest.Start(t, opts...)
 	path := etcdtest.NewPath(t, etcd.Endpoints()[0]) // before the scene: it is to outlive the Publishers
 	s := newScene(t, etcd)
-	s.server, s.path, s.endpoints = etcd, path, []string{path.Endpoint()}
+	s.path, s.endpoints = path, []string{path.Endpoint()}
 	return s
 }
 
@@ -97,35 +105,26 @@ func onFar(t *testing.T, opts ...etcdtest.Option) *scene {
 	etcd := etcdtest.Start(t, opts...)
 	path := newFarPath(t, etcd.Endpoints()[0])
 	s := newScene(t, etcd)
-	s.server, s.far, s.endpoints = etcd, path, []string{path.listener.Addr().String()}
+	s.far, s.endpoints = path, []string{path.listener.Addr().String()}
 	return s
 }
 
 // onProcess plays on an etcd in a process of its own.
 func onProcess(t *testing.T, opts ...etcdtest.Option) *scene {
 	t.Helper()
-	etcd := etcdtest.StartProcess(t, opts...)
-	s := newScene(t, etcd)
-	s.process = etcd
-	return s
+	return newScene(t, etcdtest.StartProcess(t, opts...))
 }
 
 // onCluster plays on an etcd of three members in this process.
 func onCluster(t *testing.T, opts ...etcdtest.Option) *scene {
 	t.Helper()
-	etcd := etcdtest.StartCluster(t, 3, opts...)
-	s := newScene(t, etcd)
-	s.cluster = etcd
-	return s
+	return newScene(t, etcdtest.StartCluster(t, 3, opts...))
 }
 
 // onProcesses plays on an etcd of three members, each in a process of its own.
 func onProcesses(t *testing.T, opts ...etcdtest.Option) *scene {
 	t.Helper()
-	etcd := etcdtest.StartProcessCluster(t, 3, opts...)
-	s := newScene(t, etcd)
-	s.processes = etcd
-	return s
+	return newScene(t, etcdtest.StartProcessCluster(t, 3, opts...))
 }
 
 // guarded plays on an etcd that wants certificates, an account, or both.

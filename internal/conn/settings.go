@@ -7,7 +7,7 @@
 //	the Publisher          its whole reconcile         it has failed                              it is stopped
 //	do                     a request, on another link  the link was given up under it             its bound
 //	onLink                 a request, once more        a member could not do it, there are more   its bound
-//	again                  a request, beside itself    it has no answer for half a second or more an answer to either
+//	again                  a request, beside itself    it has no answer for half a second         an answer to either
 //	streams                a renewal, a login, a token its stream has ended, it was rejected      an answer
 //
 // The first one is there because only it knows whether the request is still wanted; the second, because links are replaced
