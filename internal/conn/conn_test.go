@@ -10,9 +10,15 @@ import (
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/api/v3/version"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 func TestMain(m *testing.M) {
@@ -83,6 +89,39 @@ func TestAnOutdatedWriteIsNotSent(t *testing.T) {
 	now, _, err := c.Get(t.Context(), testKey)
 	require.NoError(t, err)
 	require.False(t, now.Exists())
+}
+
+func TestARequestIsTriedAgainAsOurTableSays(t *testing.T) {
+	for name, tried := range map[string]struct {
+		tune func(*clientv3.Config)
+		more bool
+	}{
+		"not by the client": {func(*clientv3.Config) {}, false},
+		"by the client, where it needs that for its own requests": {func(c *clientv3.Config) { c.AutoSyncInterval = time.Hour }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				asked, versions := 0, []string(nil)
+				f.before = func(ctx context.Context, request any) error {
+					if _, ok := request.(*pb.RangeRequest); !ok {
+						return nil
+					}
+					asked++
+					md, _ := metadata.FromIncomingContext(ctx)
+					versions = md.Get(rpctypes.MetadataClientAPIVersionKey)
+					return status.Error(codes.Unavailable, "there is no address available") // which the client tries again
+				}
+				to := f.target()
+				dial := to.Tuning.Apply
+				to.Tuning.Apply = func(c *clientv3.Config) error { tried.tune(c); return dial(c) }
+				c := newConn(t, to).Caller(boundless)
+				_, _, err := c.Get(deadline(t, 200*time.Millisecond), testKey)
+				require.Error(t, err)
+				require.Equal(t, tried.more, asked > 1, "it was asked %d times", asked)
+				require.Equal(t, []string{version.APIVersion}, versions)
+			})
+		})
+	}
 }
 
 func TestAClientClosedByTheCallerWhileItIsWaitedForIsNamedAtOnce(t *testing.T) {

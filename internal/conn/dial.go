@@ -41,6 +41,7 @@ func (l *link) newClient(to Target, token string) (*clientv3.Client, error) {
 		load = to.Files.Load
 	}
 	takeLimits(&config)
+	takeRetries(&config)
 	takeTLS(&config, load)
 	l.takeAccount(&config, token)
 	return clientv3.New(config)
@@ -81,6 +82,16 @@ func takeLimits(config *clientv3.Config) {
 		limits = append(limits, grpc.MaxCallSendMsgSize(n))
 	}
 	config.DialOptions = append([]grpc.DialOption{grpc.WithDefaultCallOptions(limits...)}, config.DialOptions...)
+}
+
+// takeRetries takes the client's interceptor off the requests, where only ours would pass it: what is tried again is in the
+// package's table (because: it never tried again what we ask for, but copied its metadata and had gRPC's stack grow to 16 KB,
+// a tenth of a registration's CPU time).
+func takeRetries(config *clientv3.Config) {
+	if config.AutoSyncInterval > 0 || config.Token != "" {
+		return // the client's own requests need it
+	}
+	config.DialOptions = append([]grpc.DialOption{grpc.WithUnaryInterceptor(nil)}, config.DialOptions...)
 }
 
 // takeTLS takes the handshakes out of the client's hands into ours.

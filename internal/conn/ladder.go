@@ -43,12 +43,8 @@ func onLink[T any](ctx context.Context, c *requester, l *link, request func(cont
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
 func again[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) (T, error) {
-	r := &race[T]{links: c.links, link: l, request: request}
-	r.pending = pending{attended: r, patience: c.patienceOn(l), pause: max(askAgain, l.pulse.Late())}
-	r.ctx, r.cancel = context.WithCancelCause(ctx)
-	defer r.cancel(nil)
-	l.attendant.attend(&r.pending)
-	defer l.attendant.dismiss(&r.pending)
+	r := newRace(ctx, c, l, request)
+	defer r.end()
 	r.try()
 	return r.answer, r.err
 }
@@ -58,14 +54,19 @@ func noted[T any](request func(context.Context, *link) (T, error)) func(context.
 	return func(ctx context.Context, l *link) (answer T, err error) {
 		began, connected := time.Now(), l.ready.isReady()
 		answer, err = request(ctx, l)
-		switch {
-		case err != nil:
-		case connected:
-			l.pulse.NoteRoundTrip(began, time.Now())
-		default:
-			l.pulse.NoteAnswer()
+		if err == nil {
+			l.noteAnswer(began, connected)
 		}
 		return answer, err
+	}
+}
+
+// noteAnswer notes that a request has an answer, and since when it was on its way, if there was a connection.
+func (l *link) noteAnswer(began time.Time, connected bool) {
+	if connected {
+		l.pulse.NoteRoundTrip(began, time.Now())
+	} else {
+		l.pulse.NoteAnswer()
 	}
 }
 
@@ -87,6 +88,20 @@ type race[T any] struct {
 	once   sync.Once
 	answer T
 	err    error
+}
+
+func newRace[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) *race[T] {
+	r := &race[T]{links: c.links, link: l, request: request}
+	r.pending = pending{attended: r, patience: c.patienceOn(l), pause: max(askAgain, l.pulse.Late())}
+	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	l.attendant.attend(&r.pending)
+	return r
+}
+
+// end ends all tries that are left.
+func (r *race[T]) end() {
+	r.link.attendant.dismiss(&r.pending)
+	r.cancel(nil)
 }
 
 // try makes the request once.

@@ -9,6 +9,7 @@ import (
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc/metadata"
 )
 
@@ -31,16 +32,24 @@ type requester struct {
 	misses atomic.Int32
 }
 
-// withLeader makes a member that knows no leader refuse at once.
-var withLeader = metadata.Pairs(rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader)
+// headers go with every request: a member that knows no leader is to refuse at once, and etcd counts requests by version.
+var headers = metadata.Pairs(
+	rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader,
+	rpctypes.MetadataClientAPIVersionKey, version.APIVersion,
+)
 
 // call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
 func call[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	ctx = metadata.NewOutgoingContext(ctx, withLeader)
+	ctx = metadata.NewOutgoingContext(ctx, headers)
 	if c.bounds.Call == 0 {
 		answer, err = do(ctx, c, noted(request))
-		return answer, etcd.Plain(err)
+	} else {
+		answer, err = callWithin(ctx, c, noted(request))
 	}
+	return answer, etcd.Plain(err)
+}
+
+func callWithin[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
 	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
 			return answer, err
@@ -48,9 +57,9 @@ func call[T any](ctx context.Context, c *requester, request func(context.Context
 	}
 	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
 	defer cancel()
-	answer, err = do(bound, c, noted(request))
+	answer, err = do(bound, c, request)
 	c.isVain(ctx, bound, err)
-	return answer, etcd.Plain(err)
+	return answer, err
 }
 
 // isVain reports whether what had bound was in vain, and counts it then: not where ctx was done.

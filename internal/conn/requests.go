@@ -175,8 +175,9 @@ func (c *requester) Leases(ctx context.Context, key string, whole bool) (ids []c
 
 // Put writes a key, whatever is there.
 func (c *requester) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {
+	request, latest := putOf(what), whileLatest(what)
 	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.PutResponse, error) {
-		return l.kv.Put(ctx, putOf(what), grpc.WaitForReady(true), whileLatest(what))
+		return l.kv.Put(ctx, request, grpc.WaitForReady(true), latest)
 	})
 	return response.GetHeader().GetRevision(), err
 }
