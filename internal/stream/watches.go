@@ -186,16 +186,27 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 			}
 		}
 		backoff.Pause(s.ctx, gather)
-		if s.isBurst() {
-			backoff.Pause(s.ctx, gatherBurst)
-		}
+		s.outwaitBurst()
 	}
 }
 
-func (s *watchStream) isBurst() bool {
+// outwaitBurst waits while many requests come.
+func (s *watchStream) outwaitBurst() {
+	before := 0
+	for range mostGathers {
+		now := s.unsentLen()
+		if now < before+burst {
+			return
+		}
+		before = now
+		backoff.Pause(s.ctx, gatherBurst)
+	}
+}
+
+func (s *watchStream) unsentLen() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.unsent) >= burst
+	return len(s.unsent)
 }
 
 func (s *watchStream) takeUnsent() []*pb.WatchRequest {

@@ -426,6 +426,51 @@ func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
 	})
 }
 
+func TestWatchesOfABurstGoOutTogether(t *testing.T) {
+	for name, tried := range map[string]struct {
+		lasts   time.Duration
+		packets int // at most, and the first ones that did not wait
+	}{
+		"one that is soon over": {300 * time.Millisecond, 1 + 2},
+		"one that lasts":        {5 * time.Second, 6 + 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				packets := map[time.Time]bool{}
+				var longest time.Duration
+				ws := newWatches(t, &watchServer{serve: func(s *watched) error {
+					for {
+						one, err := s.creation()
+						if err != nil {
+							return err
+						}
+						asked, err := time.Parse(time.RFC3339Nano, string(one.GetKey()))
+						if err != nil {
+							return err
+						}
+						mu.Lock()
+						packets[time.Now()] = true
+						longest = max(longest, time.Since(asked))
+						mu.Unlock()
+					}
+				}}, 0)
+				for began := time.Now(); time.Since(began) < tried.lasts; time.Sleep(gather / 2) {
+					for range burst {
+						ws.listen(time.Now().Format(time.RFC3339Nano))
+					}
+				}
+				time.Sleep(2 * gatherBurst)
+				mu.Lock()
+				defer mu.Unlock()
+				require.LessOrEqual(t, longest, 2*gather+mostGathers*gatherBurst)
+				require.LessOrEqual(t, len(packets), tried.packets)
+				require.Zero(t, ws.cur.unsentLen(), "none is left once it is over")
+			})
+		})
+	}
+}
+
 // settle lets all that was asked for go out, and waits until all that comes of it has come.
 func settle() {
 	time.Sleep(gather)
