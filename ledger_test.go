@@ -2,6 +2,7 @@ package discov
 
 import (
 	"fmt"
+	"log/slog"
 	"testing"
 	"testing/synctest"
 
@@ -34,4 +35,13 @@ func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
 		synctest.Wait()
 		require.NotContains(t, log.String(), "bug")
 	})
+}
+
+func TestEventsThatNobodyHearsAreDroppedAtOnce(t *testing.T) {
+	teller := newTeller(nil, slog.New(slog.DiscardHandler))
+	l := newLedger("user.rpc", "v0", teller)
+	l.enter(StateRegistering, nil)
+	l.enter(StatePublished, nil)
+	require.Empty(t, teller.waiting)
+	require.False(t, teller.telling)
 }

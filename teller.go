@@ -54,6 +54,7 @@ func (q *quota) take() (ok bool, suppressed int) {
 type teller struct {
 	logger  *slog.Logger
 	observe func(Event) // nil where nobody observes
+	unheard bool        // whether nobody hears: there is no observer, and the log is discarded
 
 	mu      sync.Mutex
 	quota   *quota // the connection's, once there is one; nil where none was needed before
@@ -68,7 +69,8 @@ type teller struct {
 }
 
 func newTeller(observe func(Event), logger *slog.Logger) *teller {
-	return &teller{observe: observe, logger: logger}
+	unheard := observe == nil && logger.Handler() == slog.DiscardHandler
+	return &teller{observe: observe, logger: logger, unheard: unheard}
 }
 
 // share makes the log's quota that of all Publishers on a connection.
@@ -79,6 +81,9 @@ func (t *teller) share(q *quota) {
 }
 
 func (t *teller) add(event Event) {
+	if t.unheard {
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.waiting) == eventsKept {
