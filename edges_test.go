@@ -22,6 +22,16 @@ func (f farEtcd) Ready(ctx context.Context) error {
 	return &etcd.UnsentError{Err: etcd.Because(context.DeadlineExceeded, "connection refused")}
 }
 
+// ownContext is not known to package context, which tells the contexts below it in any order that it is done.
+type ownContext struct {
+	context.Context
+	done <-chan struct{}
+}
+
+func (c ownContext) Done() <-chan struct{} { return c.done }
+
+func (c ownContext) Value(any) any { return nil }
+
 func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 	why := errors.New("the process is going down")
 	for name, end := range map[string]func(context.Context) (context.Context, func()){
@@ -29,6 +39,10 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 		"cancelled with a cause": func(ctx context.Context) (context.Context, func()) {
 			ctx, cancel := context.WithCancelCause(ctx)
 			return ctx, func() { cancel(why) }
+		},
+		"cancelled, a context of the caller's own type": func(ctx context.Context) (context.Context, func()) {
+			ctx, cancel := context.WithCancel(ctx)
+			return ownContext{ctx, ctx.Done()}, cancel
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -49,6 +63,27 @@ func TestAKeepAliveThatIsCancelledSaysSoAndWhatEtcdWasDoing(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAPauseThatIsTakenBackWhileAKeepAliveIsUnderWayIsNoFailure(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		events := &EventLog{}
+		p := f.publisher(WithId(7), WithObserver(events.Observe))
+		f.meets(troubles{"grant": {delay: 300 * time.Millisecond}}.of)
+		done := make(chan error, 1)
+		go func() { done <- p.KeepAlive() }()
+		settle(100 * time.Millisecond)
+		now, cancel := context.WithCancel(t.Context())
+		cancel()
+		_ = p.PauseContext(now)
+		_ = p.ResumeContext(now)
+		require.NoError(t, <-done)
+		synctest.Wait()
+		for _, event := range events.All() {
+			require.NoError(t, event.Err)
+		}
+		p.Stop()
+	})
 }
 
 func TestAKeepAliveWhoseDeadlineIsOverSaysSo(t *testing.T) {

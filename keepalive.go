@@ -194,7 +194,7 @@ func (k *keeper) begin(first *start, r *registration) error {
 	var failed error
 	end := cleanUpFrom(first.bound)
 	for retry := backoff.New(); ; {
-		ctx, cancel := context.WithDeadline(first.caller, end)
+		ctx, cancel := context.WithDeadline(first.bound, end)
 		want, latch := k.tryFirst(cancel)
 		if want != wantPublished {
 			cancel()
@@ -208,6 +208,9 @@ func (k *keeper) begin(first *start, r *registration) error {
 		cancel()
 		if failed == nil || !again && !latch.isSet() {
 			return failed
+		}
+		if latch.isSet() {
+			failed = nil // the user has cut it short
 		}
 	}
 }

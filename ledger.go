@@ -40,8 +40,7 @@ type ledger struct {
 
 // start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
 type start struct {
-	caller   context.Context // may be cancelled
-	bound    context.Context // the caller's, with a deadline: of the first registration and, where that fails, of its clean-up
+	bound    context.Context // of the first registration and, where that fails, of its clean-up; it has a deadline
 	answered bool
 	err      error
 }
@@ -259,7 +258,13 @@ func (l *ledger) noteUnconnected(err error) {
 func (l *ledger) withdrawing(gone time.Time, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.withdrawn || l.status.State == StatePaused { // a Resume that was taken back before anything was begun
+	switch {
+	case l.withdrawn:
+		return
+	case l.status.State == StatePaused: // a Resume was taken back before anything was begun
+		if err != nil {
+			l.noteErrorLocked(err)
+		}
 		return
 	}
 	l.held, l.status.Until = nil, gone

@@ -357,7 +357,7 @@ func (f *fakeEtcd) begun(p *Publisher) (k *keeper, goOn func()) {
 	p.running, p.wish.takeover = true, true
 	k = &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	r := k.newRegistration(f, new(registration))
-	require.NoError(f.t, k.begin(&start{caller: context.Background(), bound: bound}, r))
+	require.NoError(f.t, k.begin(&start{bound: bound}, r))
 	return k, func() { k.finish(k.keep(r)) }
 }
 

@@ -159,7 +159,7 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	}
 	bound, cancel := p.bound(ctx)
 	defer cancel()
-	first := &start{caller: ctx, bound: bound}
+	first := &start{bound: bound}
 	if err := p.start(first); err != nil {
 		return err
 	}

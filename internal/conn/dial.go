@@ -88,7 +88,7 @@ func takeLimits(config *clientv3.Config) {
 // package's table (because: it never tried again what we ask for, but copied its metadata and had gRPC's stack grow to 16 KB,
 // a tenth of a registration's CPU time).
 func takeRetries(config *clientv3.Config) {
-	if config.AutoSyncInterval > 0 || config.Token != "" {
+	if config.AutoSyncInterval > 0 || config.RejectOldCluster || config.Token != "" {
 		return // the client's own requests need it
 	}
 	config.DialOptions = append([]grpc.DialOption{grpc.WithUnaryInterceptor(nil)}, config.DialOptions...)

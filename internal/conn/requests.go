@@ -24,7 +24,7 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 		if !l.ready.isReady() {
 			return l.grant(ctx, ttl, &tries)
 		}
-		ctx, cancel := l.outlast(ctx, max(c.bounds.Call, askAgain))
+		ctx, cancel := l.outlast(ctx, max(c.bounds.Call, outlastLeast))
 		defer cancel()
 		return l.grant(ctx, ttl, &tries)
 	})

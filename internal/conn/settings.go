@@ -44,6 +44,8 @@ const (
 	askAgain = 500 * time.Millisecond
 	// queueAtLeast is within which time etcd answers something where a request only waits for its turn.
 	queueAtLeast = time.Second
+	// outlastLeast is for how long at least a grant is waited for that was cancelled.
+	outlastLeast = time.Second
 	// longestWait bounds a wait for a connection, which costs nothing and ends as soon as there is one.
 	longestWait = 20 * time.Second
 	// lookAfterLeast is how often a link looks after its requests at most.
