@@ -71,8 +71,7 @@ func TestEveryWayToProveIdentityRegisters(t *testing.T) {
 			etcdtest.RequireSoon(t, eventually, func() bool { return c.srv.Watchers() == 1 }, "the watch is let in as well")
 			revokeByHand(t, c.srv, p.Status().Lease)
 			etcdtest.RequireSoon(t, eventually, func() bool {
-				s := p.Status()
-				return s.Registrations == 2 && s.State == StatePublished
+				return p.Stats().Registrations == 2 && p.Status().State == StatePublished
 			}, "it is mended")
 			require.NoError(t, p.StopContext(context.Background()))
 			requireAbsent(t, c.srv, p.Status().Key)

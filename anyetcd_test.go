@@ -78,7 +78,7 @@ func TestAnyEtcdKeepsTheLeaseForLongerThanItsTTL(t *testing.T) {
 	lease, until := p.Status().Lease, p.Status().Until
 	etcdtest.RequireSoon(t, 20*time.Second, func() bool { return p.Status().Until.After(until.Add(2 * p.Status().TTL)) }, "renewals")
 	require.Equal(t, lease, p.Status().Lease)
-	require.Equal(t, 1, p.Status().Registrations)
+	require.Equal(t, 1, p.Stats().Registrations)
 	require.Len(t, keysUnder(t, client, key), 1)
 }
 
@@ -92,7 +92,7 @@ func TestAnyEtcdGetsADeletedKeyBack(t *testing.T) {
 	_, err = client.Revoke(t.Context(), p.Status().Lease)
 	require.NoError(t, err)
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool {
-		return p.Status().Registrations == 3 && len(keysUnder(t, client, key)) == 1
+		return p.Stats().Registrations == 3 && len(keysUnder(t, client, key)) == 1
 	}, "the key, on a new lease")
 	_, err = client.Put(t.Context(), key+"/1", "by hand")
 	require.NoError(t, err)

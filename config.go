@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
@@ -14,6 +15,9 @@ import (
 	"github.com/discov-go/discov/internal/conn"
 )
 
+// EtcdConf is go-zero's name for Config.
+type EtcdConf = Config
+
 // Config describes a Publisher in a configuration file, under go-zero's field names and a few more, case-exact:
 //
 //	Hosts:
@@ -22,34 +26,35 @@ import (
 //	TTL: 10s
 //
 // Decode it with encoding/json, or with a YAML library that knows UnmarshalYAML(func(any) error), as go.yaml.in/yaml and
-// github.com/goccy/go-yaml do. Unknown fields are errors; a field that is absent keeps the value it had.
+// github.com/goccy/go-yaml do. Unknown fields are errors; a field that is absent keeps the value it had. go-zero's conf
+// package loads it too, by its own rules: names in any case, unknown fields ignored.
 //
-// It is stricter than go-zero's EtcdConf, which takes a user without a password for no account, two of three TLS files
-// for no TLS, and a negative ID for none: there the typo is a service that connects in the clear, or under another key.
+// It is stricter than go-zero's EtcdConf, which ignores a user without a password, two TLS files without the third, and a
+// negative ID.
 type Config struct {
 	// Hosts are etcd's endpoints.
 	Hosts []string `json:"Hosts" yaml:"Hosts"`
-	// Key is what the service is found under.
+	// Key is the key, without the ID or lease ID that is appended to it.
 	Key string `json:"Key" yaml:"Key"`
-	// ID is appended to Key. Zero takes the lease ID.
-	ID int64 `json:"ID,omitempty" yaml:"ID,omitempty"`
-	// User and Pass are the etcd account: both or neither.
-	User string `json:"User,omitempty" yaml:"User,omitempty"`
-	Pass string `json:"Pass,omitempty" yaml:"Pass,omitempty"`
-	// CertFile, CertKeyFile and CACertFile are PEM files for TLS: all three or none.
-	CertFile    string `json:"CertFile,omitempty" yaml:"CertFile,omitempty"`
-	CertKeyFile string `json:"CertKeyFile,omitempty" yaml:"CertKeyFile,omitempty"`
-	CACertFile  string `json:"CACertFile,omitempty" yaml:"CACertFile,omitempty"`
-	// InsecureSkipVerify takes any certificate of etcd's: for tests only.
-	InsecureSkipVerify bool `json:"InsecureSkipVerify,omitempty" yaml:"InsecureSkipVerify,omitempty"`
-	// TTL is as in WithTTL, written as a Go duration ("10s"). Zero takes the default.
-	TTL time.Duration `json:"TTL,omitempty" yaml:"TTL,omitempty"`
-	// Timeout is as in WithTimeout, written as a Go duration ("5s"). Zero takes the default.
-	Timeout time.Duration `json:"Timeout,omitempty" yaml:"Timeout,omitempty"`
+	// ID is appended to Key, as with WithId. Zero means the lease ID.
+	ID int64 `json:"ID,omitempty,optional" yaml:"ID,omitempty"`
+	// User and Pass are the etcd account. Give both or neither.
+	User string `json:"User,omitempty,optional" yaml:"User,omitempty"`
+	Pass string `json:"Pass,omitempty,optional" yaml:"Pass,omitempty"`
+	// CertFile, CertKeyFile and CACertFile are PEM files for TLS. Give all three or none.
+	CertFile    string `json:"CertFile,omitempty,optional" yaml:"CertFile,omitempty"`
+	CertKeyFile string `json:"CertKeyFile,omitempty,optional" yaml:"CertKeyFile,omitempty"`
+	CACertFile  string `json:"CACertFile,omitempty,optional" yaml:"CACertFile,omitempty"`
+	// InsecureSkipVerify accepts any server certificate, and is for tests only.
+	InsecureSkipVerify bool `json:"InsecureSkipVerify,omitempty,optional" yaml:"InsecureSkipVerify,omitempty"`
+	// TTL is as in WithTTL, written as a Go duration ("10s"). Zero means the default.
+	TTL time.Duration `json:"TTL,omitempty,optional" yaml:"TTL,omitempty"`
+	// Timeout is as in WithTimeout, written as a Go duration ("5s"). Zero means the default.
+	Timeout time.Duration `json:"Timeout,omitempty,optional" yaml:"Timeout,omitempty"`
 	// ExactKey is as in WithExactKey.
-	ExactKey bool `json:"ExactKey,omitempty" yaml:"ExactKey,omitempty"`
+	ExactKey bool `json:"ExactKey,omitempty,optional" yaml:"ExactKey,omitempty"`
 	// BackgroundStart is as in WithBackgroundStart.
-	BackgroundStart bool `json:"BackgroundStart,omitempty" yaml:"BackgroundStart,omitempty"`
+	BackgroundStart bool `json:"BackgroundStart,omitempty,optional" yaml:"BackgroundStart,omitempty"`
 }
 
 // writtenConfig is Config as it is written: with durations as text, since JSON has no other form for them that has a
@@ -89,9 +94,28 @@ func (c *Config) UnmarshalYAML(unmarshal func(any) error) error {
 	return c.decode(unmarshal)
 }
 
-// MarshalJSON writes what UnmarshalJSON reads, the password included.
+// MarshalJSON returns what UnmarshalJSON reads, without the password.
 func (c Config) MarshalJSON() ([]byte, error) {
+	c.Pass = ""
 	return json.Marshal(c.written())
+}
+
+// String returns the JSON of c, without the password, so that it may be printed.
+func (c Config) String() string {
+	written, err := c.MarshalJSON()
+	if err != nil {
+		return err.Error()
+	}
+	return string(written)
+}
+
+// GoString is String, for %#v.
+func (c Config) GoString() string { return c.String() }
+
+// LogValue implements [slog.LogValuer]. The password is left out.
+func (c Config) LogValue() slog.Value {
+	c.Pass = ""
+	return slog.AnyValue(c.written())
 }
 
 // decode reads c twice: the names, for decoders differ in what they do with case and with unknown ones, and the values.
@@ -184,9 +208,9 @@ func readDuration(field string, kind error, written any) (time.Duration, error) 
 	}
 }
 
-// Validate returns all that is wrong with c, joined; each error names the field, or the host or user in it, and wraps what
-// a Publisher would return for it: ErrEndpoints, ErrKey, ErrID, ErrAccount, ErrTLS, ErrTTL, ErrTimeout or ErrOptions. It
-// reads no file and dials nothing.
+// Validate returns all that is wrong with c, joined. Each error names the field and wraps the error that KeepAlive would
+// return for it: ErrEndpoints, ErrKey, ErrID, ErrAccount, ErrTLS, ErrTTL, ErrTimeout or ErrOptions. Validate reads no files
+// and dials nothing.
 func (c Config) Validate() error {
 	var errs []error
 	reject := func(kind error, format string, args ...any) {
@@ -257,7 +281,7 @@ func (c Config) validateTLS(reject func(kind error, format string, args ...any))
 	}
 }
 
-// NewPublisher validates c and makes its Publisher, with value to publish. The opts come last, and override c.
+// NewPublisher validates c and returns a Publisher of value. The opts override c.
 func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err

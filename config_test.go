@@ -250,6 +250,7 @@ func FuzzConfigJSON(f *testing.F) {
 		require.NoError(t, err)
 		var again Config
 		require.NoError(t, json.Unmarshal(written, &again), "%s", written)
+		again.Pass = config.Pass // which is never written
 		require.Equal(t, config, again)
 		first, second := config.Validate(), again.Validate()
 		require.Equal(t, first == nil, second == nil)

@@ -10,59 +10,59 @@ import (
 )
 
 var (
-	// ErrStarted is returned by KeepAlive while an earlier KeepAlive's registration is under way or kept.
+	// ErrStarted is returned by KeepAlive when an earlier KeepAlive is in progress or in effect.
 	ErrStarted = errors.New("already started")
-	// ErrStopped is returned by every call after Stop, and by a call that Stop cut short.
+	// ErrStopped is returned by every call after Stop, and by calls that Stop interrupts.
 	ErrStopped    = errors.New("stopped")
 	errNotStarted = errors.New("not started")
-	// ErrSuperseded is returned by PauseContext when a Resume, and by ResumeContext when a Pause, came before it was
-	// done.
+	// ErrSuperseded is returned by PauseContext when Resume is called before it is done, and by ResumeContext when Pause
+	// is.
 	ErrSuperseded = errors.New("superseded by a later call")
-	// ErrConflict is returned by calls that want the key in etcd while another instance's lease holds it.
+	// ErrConflict is returned by ResumeContext and Update when another instance's lease holds the key.
 	ErrConflict = errors.New("the key is held by another instance")
-	// ErrClientClosed is returned, and told in Status, where the caller has closed the client given with WithClient. It can
-	// never be used again; Stop the Publisher.
+	// ErrClientClosed is returned, and is in Status.Err, when the client given with WithClient has been closed. The
+	// Publisher cannot recover from that; stop it and make another one.
 	ErrClientClosed = etcd.ErrClientClosed
 )
 
-// What KeepAlive returns for bad input, before anything is dialled: all that is wrong at once, joined, each naming the
-// input and wrapping one of these.
+// These errors are returned by KeepAlive for bad input, before anything is dialled. All that is wrong is reported at once,
+// joined; each error names the input and wraps one of these.
 var (
-	// ErrEndpoints is returned when there are no endpoints, or when one is not host:port, http(s)://host:port or
+	// ErrEndpoints is returned when there is no endpoint, or when one is not of the form host:port, http(s)://host:port or
 	// unix(s)://path.
 	ErrEndpoints = errors.New("bad endpoints")
 	// ErrKey is returned when the key is empty.
 	ErrKey = errors.New("bad key")
 	// ErrValue is returned when the value is empty.
 	ErrValue = errors.New("bad value")
-	// ErrID is returned when an id is not positive.
+	// ErrID is returned when the id is not positive.
 	ErrID = errors.New("bad id")
-	// ErrTTL is returned when a TTL is not a whole number of seconds, from 1 s to 9,000,000,000 s, etcd's own bound.
+	// ErrTTL is returned when the TTL is not a whole number of seconds, from 1 s to 9,000,000,000 s, etcd's own bound.
 	ErrTTL = errors.New("bad TTL")
-	// ErrTimeout is returned when a timeout is shorter than 100 ms, or longer than ten times the TTL.
+	// ErrTimeout is returned when the timeout is shorter than 100 ms, or longer than ten times the TTL.
 	ErrTimeout = errors.New("bad timeout")
-	// ErrAccount is returned when an account has a user without a password, or the reverse.
+	// ErrAccount is returned when the account has a user without a password, or a password without a user.
 	ErrAccount = errors.New("bad account")
-	// ErrTLS is returned when TLS files are missing, unreadable or no PEM, or when TLS meets an endpoint of scheme http.
+	// ErrTLS is returned when a TLS file is missing, unreadable or not PEM, or when an endpoint has the scheme http although
+	// TLS is configured.
 	ErrTLS = errors.New("bad TLS")
-	// ErrOptions is returned when an option is or got nil, when two options exclude each other, and by a Publisher that
-	// NewPublisher did not make.
+	// ErrOptions is returned when an option or its argument is nil, when two options exclude each other, and by a Publisher
+	// that was not made by NewPublisher.
 	ErrOptions = errors.New("bad options")
-	// ErrUnknownField is returned when a configuration has a field that Config has not: usually a typo, which would
-	// otherwise be a setting that nobody reads.
+	// ErrUnknownField is returned when a configuration file has a field that Config does not have. It is usually a typo.
 	ErrUnknownField = errors.New("unknown field")
 )
 
-// A WithdrawError is returned when a key could not be withdrawn within the bound of the call. It is not renewed any more,
-// and the withdrawal is tried again in the background: after a Pause for as long as it lasts, after a Stop for one TTL, and
-// after a KeepAlive that failed until the key is gone on its own, whatever is called meanwhile.
+// WithdrawError is returned when etcd did not confirm within the bound of the call that the key is gone. Its lease is no
+// longer renewed, and the withdrawal is retried in the background: after Pause until Resume, after Stop for one TTL, and
+// after a KeepAlive that failed until the key has expired.
 type WithdrawError struct {
 	// Key is the full key.
 	Key string
-	// Until is when the key is gone on its own, unless etcd is restarted before: then its lease runs from anew. It is
-	// zero where no lease was known yet.
+	// Until is when the key expires by itself, unless etcd restarts before, which starts its TTL anew. It is zero if no
+	// lease was known.
 	Until time.Time
-	// Err is why.
+	// Err is the cause.
 	Err error
 }
 

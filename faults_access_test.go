@@ -225,7 +225,7 @@ func TestAUserWhoMayOnlyWriteIsRegisteredAndKept(t *testing.T) {
 	t.Logf("figure: in 6 s %v", asked)
 	assert.LessOrEqual(t, asked["Watch.create"], 2, "a watch that is denied is asked for again and again")
 	require.Len(t, s.History(pub.key()), 1, "no doubt, no write")
-	require.Equal(t, 1, pub.Status().Registrations)
+	require.Equal(t, 1, pub.Stats().Registrations)
 	require.NoError(t, pub.updateIn(defaultTimeout, "new"))
 	s.requireTrue(time.Now(), 0, pub)
 	s.server.Restart()

@@ -78,7 +78,7 @@ func TestLeasesRevokedBehindAProxyCostNoOtherPublisherItsLease(t *testing.T) {
 	revoked := s.begin("all are revoked")
 	time.Sleep(proxyTTL) // the last answers are in
 	for _, pub := range spared {
-		assert.Equal(t, 1, pub.Status().Registrations, "%s", pub)
+		assert.Equal(t, 1, pub.Stats().Registrations, "%s", pub)
 		assert.Equal(t, before[pub].Lease, pub.Status().Lease)
 	}
 	assert.Empty(t, s.doubles(), "second keys beside living ones")

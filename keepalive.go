@@ -27,7 +27,8 @@ const (
 // keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
 type keeper struct {
 	*ledger
-	opts *options // nobody writes them
+	opts  *options // nobody writes them
+	doubt error    // why the last hold has ended
 	// connect gives it its etcd, unless one of the two is done first.
 	connect func(bound, stop context.Context) (connected, error)
 }
@@ -95,6 +96,7 @@ func (k *keeper) keep(r *registration) error {
 // publish reconciles and holds in turn, until ctx is done.
 func (k *keeper) publish(ctx context.Context, r *registration) {
 	retry, quick := backoff.New(), 0
+	k.doubt = nil
 	for ctx.Err() == nil {
 		if !r.settled {
 			if err := k.reconcile(ctx, r); err != nil {
@@ -110,6 +112,7 @@ func (k *keeper) publish(ctx context.Context, r *registration) {
 		if errors.Is(doubt, errValueUpdated) {
 			continue
 		}
+		k.doubt = doubt
 		if quick++; time.Since(began) > calm {
 			quick = 0
 			retry.Reset()
@@ -295,24 +298,41 @@ func (k *keeper) clear(r *registration) error {
 
 // reconcile makes etcd hold the latest value, and tells. An error is noted, for its caller to tell.
 func (k *keeper) reconcile(ctx context.Context, r *registration) error {
-	takeover := k.beginTry()
+	takeover, puts := k.beginTry(), r.puts
 	err := r.reconcile(ctx, takeover)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if r.isNamed() {
 		k.status.Key = r.key
 	}
-	k.status.Registrations = r.puts
+	k.counters.registrations += r.puts - puts
+	if err != nil && isCutShort(ctx) {
+		return err
+	}
+	k.countLossLocked(r, r.puts > puts, err)
 	switch {
-	case err != nil && isCutShort(ctx):
 	case err != nil:
+		k.counters.failures++
 		k.noteErrorLocked(err)
 	case r.conflict:
 		k.conflictLocked(r.conflictError())
 	default:
+		k.counters.publish(r.puts > puts)
 		k.publishedLocked(takeover, r.refusal)
+		k.doubt, r.signs, r.leases.ended = nil, signs{}, false
 	}
 	return err
+}
+
+// countLossLocked counts that the key was lost, or could not be confirmed, if it was published before.
+func (k *keeper) countLossLocked(r *registration, put bool, err error) {
+	switch {
+	case k.doubt == nil:
+	case r.conflict && err == nil:
+		k.counters.lose(CauseKeyChanged)
+	case put || err != nil:
+		k.counters.lose(r.causeOfLoss(k.doubt, err))
+	}
 }
 
 // isCutShort reports whether the user has made what was under way pointless, so that its error tells nothing.

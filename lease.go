@@ -78,6 +78,7 @@ type leases struct {
 	family *family
 	ttl    time.Duration   // to ask for, or what was granted, where that was more
 	held   *etcd.Keepalive // nil where there is none
+	ended  bool            // whether one that was held has ended, since this was asked last
 	former []formerLease
 	// suspicions counts the reasons to think that etcd has a lease of ours that is neither: it was restored, or may have
 	// been. find returns those that hold a key of ours.
@@ -143,7 +144,7 @@ func (ls *leases) straysLeft() (strays []formerLease) {
 // lose forgets the lease held: etcd says that it does not exist. Where it was restored, others of ours may exist.
 func (ls *leases) lose() {
 	ls.store.LetGo(ls.held)
-	ls.held = nil
+	ls.held, ls.ended = nil, true
 	ls.suspicions++
 	ls.onChange(nil)
 }

@@ -17,9 +17,10 @@ type ledger struct {
 
 	mu sync.Mutex // guards all below
 
-	wish    wish
-	status  Status // all but the value, which is the wish's
-	changed wakeup // woken when anything that a call waits for has changed
+	wish     wish
+	status   Status // all but the value, which is the wish's
+	counters counters
+	changed  wakeup // woken when anything that a call waits for has changed
 
 	running  bool   // whether a KeepAlive is under way or in effect
 	cut      func() // ends the try of a first registration that is under way; nil where none is
@@ -45,12 +46,13 @@ type start struct {
 	err      error
 }
 
-func newLedger(prefix, value string, t *teller) *ledger {
+// newLedger returns the ledger of a Publisher whose full key may be known already.
+func newLedger(prefix, key, value string, t *teller) *ledger {
 	return &ledger{
 		prefix:    prefix,
 		teller:    t,
 		wish:      newWish(value),
-		status:    Status{State: StateIdle, Since: time.Now()},
+		status:    Status{State: StateIdle, Since: time.Now(), Key: key},
 		withdrawn: true,
 		family:    newFamily(),
 	}
@@ -91,8 +93,11 @@ func (l *ledger) enterLocked(to State, err error) {
 		l.status.State, l.status.Since = to, time.Now()
 	}
 	l.wakeLocked()
+	l.counters.enter(from, to)
 	if from != to || err != nil {
-		l.teller.add(Event{Time: time.Now(), From: from, To: to, Key: l.status.Key, Lease: l.status.Lease, Err: err})
+		l.teller.add(Event{
+			Time: time.Now(), From: from, To: to, Key: l.status.Key, Lease: l.status.Lease, Cause: kindOf(err), Err: err,
+		})
 	}
 	if from != to && !isDrawn(from, to) {
 		undrawn(from, to)
@@ -171,6 +176,8 @@ func (l *ledger) beginTry() (takeover bool) {
 		l.enterLocked(StateRegistering, nil)
 	}
 	l.wish.clearNews()
+	l.counters.attempts++
+	l.counters.begin()
 	return l.wish.takeover
 }
 
@@ -234,11 +241,19 @@ func (l *ledger) noteKey(key string) {
 func (l *ledger) noteLease(held *etcd.Keepalive) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.held = held
+	l.holdLocked(held)
 	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
 	if held != nil {
 		l.status.Lease, l.status.TTL = held.ID, held.TTL
 	}
+}
+
+// holdLocked notes the lease of now, and when the one before was renewed.
+func (l *ledger) holdLocked(held *etcd.Keepalive) {
+	if l.held != nil {
+		l.counters.renewed = l.held.Asked()
+	}
+	l.held = held
 }
 
 // noteUnconnected notes that a start in the background has no client yet.
@@ -267,7 +282,8 @@ func (l *ledger) withdrawing(gone time.Time, err error) {
 		}
 		return
 	}
-	l.held, l.status.Until = nil, gone
+	l.holdLocked(nil)
+	l.status.Until = gone
 	l.enterLocked(StateWithdrawing, err)
 }
 
@@ -279,7 +295,8 @@ func (l *ledger) noteWithdrawn() {
 
 // clearLeaseLocked notes that no lease of ours can be left.
 func (l *ledger) clearLeaseLocked() {
-	l.withdrawn, l.held = true, nil
+	l.withdrawn = true
+	l.holdLocked(nil)
 	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
 }
 

@@ -17,7 +17,7 @@ func init() {
 func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &LogLines{}
-		l := newLedger("user.rpc", "v0", newTeller(nil, log.logger()))
+		l := newLedger("user.rpc", "", "v0", newTeller(nil, log.logger()))
 		require.PanicsWithValue(t, "idle -> published is not in the diagram", func() { l.enter(StatePublished, nil) })
 		require.Equal(t, StatePublished, l.snapshot().State)
 		synctest.Wait()
@@ -28,7 +28,7 @@ func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
 func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &LogLines{}
-		l := newLedger("user.rpc", "v0", newTeller(nil, log.logger()))
+		l := newLedger("user.rpc", "", "v0", newTeller(nil, log.logger()))
 		for _, to := range []State{StateRegistering, StatePublished, StateWithdrawing, StateStopped} {
 			l.enter(to, nil)
 		}
@@ -39,7 +39,7 @@ func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
 
 func TestEventsThatNobodyHearsAreDroppedAtOnce(t *testing.T) {
 	teller := newTeller(nil, slog.New(slog.DiscardHandler))
-	l := newLedger("user.rpc", "v0", teller)
+	l := newLedger("user.rpc", "", "v0", teller)
 	l.enter(StateRegistering, nil)
 	l.enter(StatePublished, nil)
 	require.Empty(t, teller.waiting)

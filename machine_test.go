@@ -43,7 +43,7 @@ func TestALeaseIsRenewedAtEachThirdOfItsTTL(t *testing.T) {
 			require.GreaterOrEqual(t, at.Sub(began), 7*time.Second)
 			began = at
 		}
-		require.Equal(t, 1, p.Status().Registrations)
+		require.Equal(t, 1, p.Stats().Registrations)
 		require.NoError(t, p.StopContext(t.Context()))
 	})
 }

@@ -11,42 +11,44 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A PubOption customises a Publisher. Of two that set the same, the later one counts. An option never fails by itself:
-// KeepAlive returns what is wrong with it.
+// PubOption customises a Publisher. If two options set the same thing, the later one wins. KeepAlive reports options that
+// are wrong.
 type PubOption func(*Publisher)
 
-// WithId appends id to the key, as <key>/<id>, in place of the lease ID. It must be positive. Defaults to the lease ID.
+// WithId makes the key <key>/<id> instead of <key>/<lease ID>. The id must be positive. If several instances are given the
+// same id, the last one to call KeepAlive or Resume takes the key, and the others wait in StateConflict until it is free.
+// Defaults to the lease ID.
 func WithId(id int64) PubOption { //nolint:revive // go-zero's name, kept so that its users change only the import
 	return func(p *Publisher) { p.opts.id, p.opts.hasID = id, true }
 }
 
-// WithExactKey publishes the key as it stands, with nothing appended. It excludes WithId. Defaults to off.
+// WithExactKey publishes at the key itself, with nothing appended. It excludes WithId. Defaults to off.
 func WithExactKey() PubOption {
 	return func(p *Publisher) { p.opts.exactKey = true }
 }
 
-// WithTTL sets how long the key outlives a process that died, in whole seconds. etcd grants no less than 1.5 times its
-// election timeout (2 s by default); [Status] tells what was granted. Defaults to 10 s.
+// WithTTL sets for how long the key outlives a process that has died, in whole seconds. etcd grants at least 1.5 times its
+// election timeout (2 s by default); [Status] has the TTL that was granted. Defaults to 10 s.
 func WithTTL(ttl time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.ttl = ttl }
 }
 
-// WithTimeout bounds each call on the Publisher whose context has no deadline; one request to etcd gets half of it. Over
-// a link with a round trip of more than a second, set it to at least five round trips. It is 100 ms or more, and at most ten
-// times the TTL: where that is not enough, a round trip takes longer than a lease lasts. For a call that is to wait longer,
-// as for an etcd that starts late, use a context with a deadline. Defaults to 5 s.
+// WithTimeout bounds each call whose context has no deadline; a single request to etcd gets half of it. It must be 100 ms
+// or more, and at most ten times the TTL. If a round trip to etcd takes longer than a second, use at least five round
+// trips. For one call that has to wait longer, as for an etcd that starts late, use a context with a deadline instead.
+// Defaults to 5 s.
 func WithTimeout(timeout time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.timeout = timeout }
 }
 
-// WithPubEtcdAccount sets the etcd user and password; both are needed. Defaults to no account.
+// WithPubEtcdAccount sets the etcd user and password. Both are needed. Defaults to no account.
 func WithPubEtcdAccount(user, pass string) PubOption {
 	return func(p *Publisher) { p.opts.target.Login, p.opts.hasAccount = auth.Login{User: user, Pass: pass}, true }
 }
 
-// WithPubEtcdTLS sets the PEM files of the client's certificate, its key and etcd's CA; all three are needed. They are
-// read again at each handshake, so files that are replaced are used from the next connection on. With
-// insecureSkipVerify nobody checks who answers: for tests only. Defaults to no TLS, unless an endpoint says https.
+// WithPubEtcdTLS sets the PEM files of the client's certificate, its key and etcd's CA. All three are needed. They are read
+// at each handshake, so that files that were replaced are used from the next connection on. insecureSkipVerify accepts any
+// server certificate, and is for tests only. Defaults to no TLS, unless an endpoint has the scheme https.
 func WithPubEtcdTLS(certFile, certKeyFile, caFile string, insecureSkipVerify bool) PubOption {
 	return func(p *Publisher) {
 		p.opts.hasFiles = true
@@ -59,9 +61,9 @@ func WithPubEtcdTLS(certFile, certKeyFile, caFile string, insecureSkipVerify boo
 	}
 }
 
-// WithTLSConfig sets the TLS configuration of the connection, which must not be changed afterwards. It excludes
-// WithPubEtcdTLS. Publishers share a connection when they share the *tls.Config. Defaults to no TLS, unless an endpoint
-// says https.
+// WithTLSConfig sets the TLS configuration of the connection, which must not be modified afterwards. It excludes
+// WithPubEtcdTLS. Publishers share a connection only if they are given the same *tls.Config. Defaults to no TLS, unless an
+// endpoint has the scheme https.
 func WithTLSConfig(config *tls.Config) PubOption {
 	return func(p *Publisher) {
 		if config == nil {
@@ -71,11 +73,11 @@ func WithTLSConfig(config *tls.Config) PubOption {
 	}
 }
 
-// WithClient uses the caller's own client, which the library never closes or changes. The endpoints given to
-// NewPublisher are not used then, and the client's settings are the caller's business: without WithConnectParams and
-// DialKeepAliveTime a return after an outage takes as long as the client's reconnect does, up to two minutes. Its
-// connection alone is used: what wraps its KV, Lease or Watcher, as a namespace does, is not. Publishers with the same
-// client share their streams. Defaults to a client of the library's.
+// WithClient uses the caller's client, which the library never closes or changes, and ignores the endpoints given to
+// NewPublisher. The client's settings are the caller's responsibility: without grpc.WithConnectParams and DialKeepAliveTime
+// a recovery takes as long as the client needs to reconnect, up to two minutes. Only the connection of the client is used,
+// so that wrappers of its KV, Lease or Watcher, such as a namespace, have no effect. Publishers with the same client share
+// their streams. Defaults to a client of the library's own.
 func WithClient(client *clientv3.Client) PubOption {
 	return func(p *Publisher) {
 		if client == nil {
@@ -85,9 +87,10 @@ func WithClient(client *clientv3.Client) PubOption {
 	}
 }
 
-// WithClientConfig lets tune override the settings of the library's client, before each dial: it may be
-// called again, from another goroutine, when a connection has to be replaced. RejectOldCluster is an error with an account.
-// Publishers given the same PubOption value share a connection. Defaults to the settings that the README lists.
+// WithClientConfig lets tune override the settings of the library's client before each dial. It may be called more than
+// once, from other goroutines, since a connection that stalls is replaced. RejectOldCluster together with an account is an
+// error. Publishers share a connection only if they are given the same PubOption value. Defaults to the settings that the
+// README lists.
 func WithClientConfig(tune func(*clientv3.Config)) PubOption {
 	tuning := &conn.Tuning{Apply: guarded(tune)}
 	return func(p *Publisher) {
@@ -98,8 +101,7 @@ func WithClientConfig(tune func(*clientv3.Config)) PubOption {
 	}
 }
 
-// WithContext ties the registration's life to ctx: when it is done, the Publisher is stopped as by Stop. Defaults to
-// context.Background.
+// WithContext stops the Publisher, as Stop does, when ctx is done. Defaults to context.Background.
 func WithContext(ctx context.Context) PubOption {
 	return func(p *Publisher) {
 		if ctx == nil {
@@ -109,8 +111,8 @@ func WithContext(ctx context.Context) PubOption {
 	}
 }
 
-// WithBackgroundStart makes KeepAlive return at once, with an error for bad input only, and registers in the
-// background, for as long as it takes. Defaults to off.
+// WithBackgroundStart makes KeepAlive return at once and register in the background, for as long as that takes. KeepAlive
+// then reports bad input only. Defaults to off.
 func WithBackgroundStart() PubOption {
 	return func(p *Publisher) { p.opts.backgroundStart = true }
 }
@@ -126,13 +128,15 @@ func WithLogger(logger *slog.Logger) PubOption {
 	}
 }
 
-// WithObserver calls observe with every change of state and every failure, in order, one at a time, from a goroutine of
-// its own. One that is slow misses the oldest of the events that wait, 256 at most; the log says so. Defaults to none.
+// WithObserver calls observe with every change of state and every failure, in order, one at a time, on a goroutine of the
+// Publisher's own. It may be given more than once: every observer is called. While observers are slow, up to 256 events are
+// kept; then the oldest are dropped, which the log reports. Defaults to none.
 func WithObserver(observe func(Event)) PubOption {
 	return func(p *Publisher) {
 		if observe == nil {
 			p.opts.reject(ErrOptions, "WithObserver(nil)")
+			return
 		}
-		p.opts.observer = observe
+		p.opts.observers = append(p.opts.observers, observe)
 	}
 }

@@ -1,8 +1,8 @@
 // Package discov keeps a service's registration in etcd true.
 //
-// A [Publisher] keeps one fact true in etcd, "this instance serves here": a key with a value, under a lease of its own.
-// It registers, renews, watches, and repairs, through restarts, wipes, partitions and stalls of etcd, until it is
-// stopped; what it does at each moment is in the diagram at [Publisher].
+// A [Publisher] puts a key with a value into etcd, under a lease of its own, and keeps it there: it renews the lease,
+// watches the key, and repairs what was lost, through restarts, wipes, partitions and stalls of etcd, until it is stopped.
+// The diagram at [Publisher] shows its states.
 //
 //	pub := discov.NewPublisher([]string{"127.0.0.1:2379"}, "user.rpc", "10.0.0.7:8080")
 //	if err := pub.KeepAlive(); err != nil {
@@ -10,8 +10,8 @@
 //	}
 //	defer pub.Stop()
 //
-// Names, signatures and the layout in etcd are those of the publisher in go-zero's core/discov: code written for it
-// changes one import.
+// Names, signatures and the layout in etcd are those of the publisher in go-zero's core/discov, so that code written for it
+// only has to change its import.
 package discov
 
 import (
@@ -24,8 +24,8 @@ import (
 	"github.com/discov-go/discov/internal/conn"
 )
 
-// A Publisher keeps a key with a value in etcd. Its calls may be made from any number of goroutines, in any order; none
-// outlasts its bound, which is the deadline of its context, or the timeout (5 s) where it has none.
+// Publisher keeps a key with a value in etcd. Its methods may be called from any number of goroutines, in any order. None
+// blocks for longer than its bound: the deadline of its context, or the timeout (5 s by default) if it has none.
 //
 //	     ┌───────────────── idle ──────────────────────┐
 //	     │ KeepAlive         ▲ KeepAlive failed        │ Pause, Stop
@@ -46,7 +46,7 @@ import (
 //	 │                                                 │
 //	 └─ Resume ─► registering ◄───────── Resume ───────┘
 //
-// All the ways there are:
+// All transitions:
 //
 //	idle        → registering, withdrawing, paused, stopped
 //	registering → published, conflict, withdrawing, idle
@@ -55,11 +55,8 @@ import (
 //	withdrawing → paused, stopped, registering, idle
 //	paused      → registering, idle, stopped
 //
-// Pause and Stop go from idle by way of withdrawing where a KeepAlive that failed has left something; a Resume before that
-// is gone goes back.
-//
-// One goroutine per started Publisher makes etcd equal to what the user wants: published, paused or stopped, and the
-// value. What the user wants is a level, not a message: no call waits for that goroutine to hear it.
+// From idle, Pause and Stop go through withdrawing if a KeepAlive that failed has left something behind; a Resume before
+// that is gone returns to idle.
 type Publisher struct {
 	made sync.Once // by NewPublisher, or by the first call on a zero Publisher
 	*ledger
@@ -72,7 +69,7 @@ type Publisher struct {
 	connect  func(bound, stop context.Context) (connected, error) // for the goroutine
 }
 
-// NewPublisher returns a Publisher of value at key, which becomes <key>/<lease ID>, or <key>/<id> with WithId. endpoints
+// NewPublisher returns a Publisher that publishes value at <key>/<lease ID>, or at <key>/<id> with [WithId]. The endpoints
 // are those of one etcd cluster, as host:port or as URLs. Bad input is reported by KeepAlive.
 func NewPublisher(endpoints []string, key, value string, opts ...PubOption) *Publisher {
 	p := new(Publisher)
@@ -98,7 +95,7 @@ func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption
 		}
 		opt(p)
 	}
-	p.ledger = newLedger(key, value, newTeller(p.opts.observer, p.opts.logger))
+	p.ledger = newLedger(key, p.opts.knownKey(key), value, newTeller(p.opts.observers, p.opts.logger))
 	p.connect = p.share
 	p.unfollow = func() bool { return true }
 	if life := p.opts.life; life != nil && life.Err() != nil {
@@ -137,18 +134,18 @@ func (p *Publisher) validate() error {
 	return p.opts.validate(p.endpoints, p.prefix, p.Status().Value)
 }
 
-// KeepAlive registers, and returns when the key is in etcd; from then on it is kept there in the background, until Stop.
-// While paused it returns nil, and Resume registers. When the first registration fails within the timeout, KeepAlive
-// returns why, leaves nothing behind, and may be called again; where etcd did not confirm in time that nothing is left, the
-// error wraps a *WithdrawError as well, and the withdrawal goes on in the background. Bad input is reported whole, before
-// anything is dialled.
+// KeepAlive registers, and returns once the key is in etcd. From then on the key is kept there in the background, until
+// Stop. While paused, KeepAlive returns nil, and Resume registers. If the key cannot be registered within the timeout,
+// KeepAlive returns an error, leaves nothing behind, and may be called again. If etcd did not confirm in time that nothing
+// is left, the error also wraps a *WithdrawError, and the withdrawal is retried in the background. Bad input is reported
+// before anything is dialled.
 func (p *Publisher) KeepAlive() error {
 	return p.KeepAliveContext(context.Background())
 }
 
-// KeepAliveContext is KeepAlive with the bound from ctx. ctx bounds the call, never the life of the registration. When ctx
-// is cancelled first, what was begun is undone, for which the call may take up to 75 ms more, and the error wraps
-// context.Cause and the context's own error.
+// KeepAliveContext is KeepAlive bounded by ctx, which bounds the call, not the life of the registration: see [WithContext]
+// for that. If ctx is cancelled before the key is in etcd, the call undoes what it has begun, for which it may take up to
+// 75 ms more, and its error wraps ctx.Err() and context.Cause(ctx).
 func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	p.ensureMade()
 	if err := p.validate(); err != nil {
@@ -198,13 +195,15 @@ func (p *Publisher) start(first *start) error {
 	return nil
 }
 
-// Pause withdraws the key, and returns when it is gone or the timeout is up. It stays withdrawn until Resume.
+// Pause withdraws the key, and returns when it is gone or when the timeout has passed. The key stays withdrawn until
+// Resume.
 func (p *Publisher) Pause() {
 	_ = p.PauseContext(context.Background()) // Status, the log and the observer tell
 }
 
-// PauseContext is Pause with the bound from ctx. It returns a *WithdrawError when etcd has not confirmed in time that the
-// key is gone.
+// PauseContext is Pause bounded by ctx. It returns a *WithdrawError if etcd has not confirmed in time that the key is gone;
+// the withdrawal then goes on in the background. Use a fresh context: if ctx is done already, the call returns at once,
+// while the key may still be there.
 func (p *Publisher) PauseContext(ctx context.Context) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -239,13 +238,13 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	})
 }
 
-// Resume registers again after a Pause, over whatever holds the key, and returns when it is in etcd or the timeout is
-// up; from then on it is tried in the background.
+// Resume registers again after Pause, and takes the key over if another instance holds it. It returns when the key is in
+// etcd or when the timeout has passed; the registration is then retried in the background.
 func (p *Publisher) Resume() {
 	_ = p.ResumeContext(context.Background()) // Status, the log and the observer tell
 }
 
-// ResumeContext is Resume with the bound from ctx. An error means that the key was not in etcd in time.
+// ResumeContext is Resume bounded by ctx. An error means that the key was not in etcd in time.
 func (p *Publisher) ResumeContext(ctx context.Context) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -270,11 +269,13 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 	})
 }
 
-// Update publishes another value under the same key and lease, and returns when it is in etcd. The latest value wins,
-// also when it was set in an outage; before KeepAlive and while paused it is kept for later. A value equal to the latest
-// writes nothing. An error means that it was not in etcd in time: it is tried again in the background, unless it is too
-// large for etcd, when the one before stays; or, for ErrConflict, that another instance holds the key. After ErrStopped
-// and ErrValue nothing is tried.
+// Update replaces the value, under the same key and lease, and returns once the new one is in etcd. The latest value wins,
+// also if it was given during an outage. Before KeepAlive and while paused, Update keeps the value for later and returns
+// nil. A value equal to the latest is not written again.
+//
+// An error means that the value was not in etcd in time. It is retried in the background, but for these: ErrConflict means
+// that another instance holds the key; a value that is too large for etcd leaves the one before in place; after ErrStopped
+// and ErrValue nothing is changed.
 func (p *Publisher) Update(ctx context.Context, value string) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -296,13 +297,16 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 	})
 }
 
-// Stop withdraws the key and releases everything, for good. It returns when that is done, or the timeout is up.
+// Stop withdraws the key and releases everything. It returns when that is done, or when the timeout has passed. A stopped
+// Publisher cannot be started again.
 func (p *Publisher) Stop() {
 	_ = p.StopContext(context.Background()) // Status, the log and the observer tell
 }
 
-// StopContext is Stop with the bound from ctx. It returns a *WithdrawError when etcd has not confirmed in time that the
-// key is gone. Later calls wait for the same end.
+// StopContext is Stop bounded by ctx. It returns a *WithdrawError if etcd has not confirmed in time that the key is gone;
+// the withdrawal then goes on in the background for up to one TTL. Use a fresh context: if ctx is done already, as the one
+// that told the process to end, the call returns at once, while the key may still be there. Further calls wait for the same
+// end.
 func (p *Publisher) StopContext(ctx context.Context) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -340,10 +344,16 @@ func (p *Publisher) beginStop() {
 	}
 }
 
-// Status returns a snapshot. It is cheap.
+// Status returns a snapshot of the state. It does not block, and is cheap enough for a readiness probe.
 func (p *Publisher) Status() Status {
 	p.ensureMade()
 	return p.snapshot()
+}
+
+// Stats returns the counters. Like Status, it does not block.
+func (p *Publisher) Stats() Stats {
+	p.ensureMade()
+	return p.stats()
 }
 
 // bound is what a call begins with: it gives ctx the timeout where it has no deadline.

@@ -294,7 +294,7 @@ func TestResumeWithoutPauseChangesNothing(t *testing.T) {
 	p.Resume()
 	require.NoError(t, p.ResumeContext(context.Background()))
 	require.Equal(t, kv, requireValue(t, srv, testFullKey, testValue))
-	require.Equal(t, 1, p.Status().Registrations)
+	require.Equal(t, 1, p.Stats().Registrations)
 }
 
 func TestResumeBeforeKeepAliveTakesAPauseBack(t *testing.T) {
@@ -702,7 +702,7 @@ func TestStatusTellsEachState(t *testing.T) {
 	require.Equal(t, testValue, s.Value)
 	require.Zero(t, s.Lease)
 	require.Zero(t, s.Until)
-	require.Zero(t, s.Registrations)
+	require.Equal(t, testFullKey, s.Key, "it is known before")
 	require.NoError(t, s.Err)
 
 	path.Refuse()
@@ -712,7 +712,7 @@ func TestStatusTellsEachState(t *testing.T) {
 	require.Equal(t, StateRegistering, s.State)
 	require.Equal(t, testFullKey, s.Key)
 	require.Zero(t, s.Until, "no lease was ever granted")
-	require.Zero(t, s.Registrations)
+	require.Zero(t, p.Stats().Registrations)
 
 	path.Accept()
 	awaitState(t, p, StatePublished)
@@ -722,7 +722,7 @@ func TestStatusTellsEachState(t *testing.T) {
 	require.Equal(t, requireValue(t, srv, testFullKey, testValue).Lease, int64(s.Lease))
 	require.Equal(t, 5*time.Second, s.TTL)
 	require.WithinRange(t, s.Until, registered.Add(3*time.Second), registered.Add(5*time.Second))
-	require.Equal(t, 1, s.Registrations)
+	require.Equal(t, 1, p.Stats().Registrations)
 	require.NoError(t, s.Err)
 
 	another := putByAnother(t, srv, testFullKey, "another's")
@@ -862,7 +862,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			take: func(t *testing.T, w walk) {
 				require.NoError(t, w.p.KeepAlive())
 				deleteByHand(t, w.srv, testFullKey)
-				etcdtest.RequireSoon(t, eventually, func() bool { return w.p.Status().Registrations == 2 })
+				etcdtest.RequireSoon(t, eventually, func() bool { return w.p.Stats().Registrations == 2 })
 				awaitState(t, w.p, StatePublished)
 			},
 			states: []State{StateRegistering, StatePublished, StateRegistering, StatePublished, StateWithdrawing, StateStopped},

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
@@ -56,7 +55,8 @@ type registration struct {
 	watched string
 
 	// puts counts the writes of a key that was missing or wrong.
-	puts int
+	puts  int
+	signs signs
 }
 
 // wanted is what the user wants: the ledger.
@@ -86,9 +86,9 @@ func (r *registration) fullKey() string {
 	case !r.suffixed, !r.isNamed():
 		return r.prefix
 	case r.id != 0:
-		return r.prefix + "/" + strconv.FormatInt(r.id, 10)
+		return withID(r.prefix, r.id)
 	default:
-		return r.prefix + "/" + strconv.FormatInt(int64(r.leases.held.ID), 10)
+		return withID(r.prefix, int64(r.leases.held.ID))
 	}
 }
 
@@ -211,6 +211,7 @@ func (r *registration) read(ctx context.Context) error {
 func (r *registration) noteRev(rev int64) {
 	if rev < r.rev {
 		r.leases.suspicions++
+		r.signs.wentBack = true
 	}
 	r.rev = rev
 }
@@ -289,6 +290,10 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	if id := r.seen.Lease; r.leases.family.has(id) && !r.leases.isHeld(id) {
 		r.leases.disown(id)
 	}
+	r.signs.key = CauseKeyDeleted
+	if r.seen.Exists() {
+		r.signs.key = CauseKeyChanged
+	}
 	put, now, rev, err := r.store.PutOver(ctx, r.seen, r.write())
 	if err != nil {
 		if etcd.IsDenied(err) {
@@ -343,6 +348,7 @@ func (r *registration) withdraw(ctx context.Context) error {
 		return r.failed("revoke the lease of", err)
 	}
 	r.seen, r.fresh, r.conflict, r.contested = etcd.Entry{}, false, false, false
+	r.signs, r.leases.ended = signs{}, false
 	return nil
 }
 

@@ -104,7 +104,7 @@ func TestASlowLoginIsMadeOnce(t *testing.T) {
 	require.Eventually(t, func() bool { return logins.Load() > 0 }, eventually, 10*time.Millisecond, "no login")
 	require.Eventually(t, func() bool { return srv.Watchers() == 1 }, eventually, 10*time.Millisecond, "it is not back")
 	require.EqualValues(t, 1, logins.Load())
-	require.Equal(t, 1, p.Status().Registrations)
+	require.Equal(t, 1, p.Stats().Registrations)
 }
 
 func TestTheLastReleaseClosesTheConnection(t *testing.T) {

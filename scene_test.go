@@ -296,7 +296,7 @@ func (i *instance) String() string {
 	var b strings.Builder
 	status := i.Status()
 	fmt.Fprintf(&b, "%s: %s for %v, value %q, lease %x until %s, %d registrations, err %v\n", status.Key, status.State,
-		time.Since(status.Since).Round(time.Millisecond), status.Value, int64(status.Lease), clock(status.Until), status.Registrations, status.Err)
+		time.Since(status.Since).Round(time.Millisecond), status.Value, int64(status.Lease), clock(status.Until), i.Stats().Registrations, status.Err)
 	for _, e := range i.told.All() {
 		fmt.Fprintf(&b, "  %s %s -> %s lease %x err %v\n", clock(e.Time), e.From, e.To, int64(e.Lease), e.Err)
 	}

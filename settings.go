@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
 	"time"
 	"unicode/utf8"
 
@@ -40,7 +41,7 @@ type options struct {
 	backgroundStart bool
 	life            context.Context
 	logger          *slog.Logger
-	observer        func(Event)
+	observers       []func(Event)
 
 	target     conn.Target // without its endpoints
 	hasAccount bool
@@ -73,6 +74,20 @@ func defaultOptions() options {
 		logger:  slog.Default(),
 	}
 }
+
+// knownKey returns the full key of a Publisher of key, empty where it will end with a lease ID.
+func (o *options) knownKey(key string) string {
+	switch {
+	case o.exactKey:
+		return key
+	case o.hasID:
+		return withID(key, o.id)
+	default:
+		return ""
+	}
+}
+
+func withID(key string, id int64) string { return key + "/" + strconv.FormatInt(id, 10) }
 
 func (o *options) reject(kind error, format string, args ...any) {
 	o.errs = append(o.errs, fmt.Errorf("discov: %w: %s", kind, fmt.Sprintf(format, args...)))

@@ -8,29 +8,32 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A State is where a Publisher stands; the diagram at [Publisher] shows the ways between them.
+// State is the state of a Publisher. The diagram at [Publisher] shows the transitions between states.
 type State int
 
 const (
-	// StateIdle is before KeepAlive, and after one that failed.
+	// StateIdle means that KeepAlive has not been called, or that it failed.
 	StateIdle State = iota
-	// StateRegistering is on the way to being registered, the first time or again.
+	// StateRegistering means that the key is being put into etcd, for the first time or again.
 	StateRegistering
-	// StatePublished is with the key in etcd, as far as can be known.
+	// StatePublished means that the key is in etcd, as far as can be known.
 	StatePublished
-	// StateConflict is with the key held by another instance's lease.
+	// StateConflict means that the key is held by another instance's lease.
 	StateConflict
-	// StateWithdrawing is with the key on its way out, until etcd has confirmed that it is gone.
+	// StateWithdrawing means that the key is being withdrawn, and that etcd has not confirmed yet that it is gone.
 	StateWithdrawing
-	// StatePaused is with the key withdrawn, until Resume.
+	// StatePaused means that the key is withdrawn until Resume is called.
 	StatePaused
-	// StateStopped is the end.
+	// StateStopped means that Stop has finished. It is final.
 	StateStopped
 )
 
 var stateNames = [...]string{"idle", "registering", "published", "conflict", "withdrawing", "paused", "stopped"}
 
-// String is the state's name in lower case, as in the diagram.
+// MarshalText returns the name of the state, as String does.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// String returns the name of the state in lower case, as in the diagram.
 func (s State) String() string {
 	if s < 0 || int(s) >= len(stateNames) {
 		return fmt.Sprintf("State(%d)", int(s))
@@ -53,36 +56,34 @@ func isDrawn(from, to State) bool { return slices.Contains(transitions[from], to
 
 // Status is a snapshot of a Publisher.
 type Status struct {
-	// State is where the Publisher stands.
+	// State is the current state.
 	State State
-	// Since is when it came to that state.
+	// Since is when the Publisher entered that state.
 	Since time.Time
-	// Key is the full key, empty before a lease ID that it ends with is known.
+	// Key is the full key. If it ends with the lease ID, it is empty until a lease is granted.
 	Key string
-	// Value is the latest value asked for.
+	// Value is the latest value that was given to NewPublisher or Update. It may not be in etcd yet.
 	Value string
-	// Lease is the lease that the key is put with, zero where there is none. In StateConflict it is kept for the time when
-	// the key is free.
+	// Lease is the lease of the key, or zero if there is none. In StateConflict it is kept until the key is free.
 	Lease clientv3.LeaseID
-	// TTL is what etcd granted, which may be more than was asked for.
+	// TTL is the TTL that etcd granted, which may be longer than the one that was asked for.
 	TTL time.Duration
-	// Until is when the lease ends without a further renewal, by the clock of this process: until then the key is
-	// certain to be there, or, in StateWithdrawing and StateIdle, not certain to be gone. Zero where there is no lease. In
-	// StateConflict it tells of the lease alone.
+	// Until is when the lease expires unless it is renewed, by the clock of this process. In StatePublished the key is
+	// certain to exist until then; in StateWithdrawing and StateIdle it may still exist until then. It is zero if there is
+	// no lease.
 	Until time.Time
-	// Registrations counts how often the key was put into etcd where it was missing or wrong, or, for an account that may
-	// not read it, might have been.
-	Registrations int
-	// Err is the last failure, nil once the state asked for was reached.
+	// Err is the last failure. It is nil once the state that was asked for is reached.
 	Err error
 }
 
-// An Event tells a change of state, or a failure within one (then From and To are equal).
+// Event is a change of state, or, if From and To are equal, a failure that changed nothing.
 type Event struct {
 	Time     time.Time
 	From, To State
 	Key      string
 	Lease    clientv3.LeaseID
-	// Err is why, nil where the user asked for it or all is well.
+	// Cause is the kind of failure that Err is. It is zero if Err is nil.
+	Cause Cause
+	// Err is the reason. It is nil if the change was asked for, or if all is well.
 	Err error
 }

@@ -49,12 +49,12 @@ func (q *quota) take() (ok bool, suppressed int) {
 	return true, suppressed
 }
 
-// teller hands events to the log and to the observer, which are the user's code: in order, one at a time, on a goroutine
-// of its own that lives while there are events. Neither can hold up or break a registration.
+// teller hands events to the log and to the observers, which are the user's code: in order, one at a time, on a goroutine
+// of its own that lives while there are events. None can hold up or break a registration.
 type teller struct {
-	logger  *slog.Logger
-	observe func(Event) // nil where nobody observes
-	unheard bool        // whether nobody hears: there is no observer, and the log is discarded
+	logger    *slog.Logger
+	observers []func(Event)
+	unheard   bool // whether nobody hears: there is no observer, and the log is discarded
 
 	mu      sync.Mutex
 	quota   *quota // the connection's, once there is one; nil where none was needed before
@@ -68,9 +68,9 @@ type teller struct {
 	interval time.Duration
 }
 
-func newTeller(observe func(Event), logger *slog.Logger) *teller {
-	unheard := observe == nil && logger.Handler() == slog.DiscardHandler
-	return &teller{observe: observe, logger: logger, unheard: unheard}
+func newTeller(observers []func(Event), logger *slog.Logger) *teller {
+	unheard := len(observers) == 0 && logger.Handler() == slog.DiscardHandler
+	return &teller{observers: observers, logger: logger, unheard: unheard}
 }
 
 // share makes the log's quota that of all Publishers on a connection.
@@ -91,7 +91,7 @@ func (t *teller) add(event Event) {
 		t.missed++
 	}
 	t.waiting = append(t.waiting, event)
-	if !t.telling && (t.observe != nil || !event.isPassing()) {
+	if !t.telling && (len(t.observers) > 0 || !event.isPassing()) {
 		t.telling = true
 		go t.run()
 	}
@@ -113,8 +113,8 @@ func (t *teller) run() {
 			}
 			t.log(event)
 		})
-		if t.observe != nil {
-			t.guard("observer", func() { t.observe(event) })
+		for _, observe := range t.observers {
+			t.guard("observer", func() { observe(event) })
 		}
 	}
 }
@@ -179,7 +179,7 @@ func (t *teller) logPublished(e Event) {
 		t.write(slog.LevelInfo, "discov: registered", e)
 		return
 	}
-	t.writeTrouble(slog.LevelInfo, "discov: registered again", e, "after", e.Time.Sub(t.trouble))
+	t.writeTrouble(slog.LevelInfo, "discov: registered again", e, "after", text(e.Time.Sub(t.trouble)))
 	t.trouble = time.Time{}
 }
 
@@ -201,7 +201,7 @@ func (t *teller) remind(e Event) {
 		return
 	}
 	t.reminded, t.interval = e.Time, min(2*t.interval, reminders)
-	t.writeTrouble(slog.LevelWarn, "discov: still in trouble", e, "for", e.Time.Sub(t.trouble))
+	t.writeTrouble(slog.LevelWarn, "discov: still in trouble", e, "for", text(e.Time.Sub(t.trouble)))
 }
 
 // writeTrouble writes within the quota.
@@ -225,6 +225,9 @@ func (t *teller) lines() *quota {
 	}
 	return t.quota
 }
+
+// text is how durations are logged: as a number, JSON would have them in nanoseconds.
+func text(d time.Duration) string { return d.Round(time.Millisecond).String() }
 
 func (t *teller) write(level slog.Level, message string, e Event, args ...any) {
 	args = append(args, "key", e.Key, "lease", int64(e.Lease))

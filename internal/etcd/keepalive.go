@@ -41,6 +41,13 @@ func (k *Keepalive) Until() time.Time {
 	return k.until
 }
 
+// Asked returns when the last request was made that etcd answered by granting or renewing the lease.
+func (k *Keepalive) Asked() time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.asked
+}
+
 // Gone returns when the lease ends at the latest if nobody renews it from now on.
 func (k *Keepalive) Gone() time.Time {
 	k.mu.Lock()

@@ -1,0 +1,81 @@
+package discov
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	aMoment = time.Date(2026, 11, 25, 10, 20, 30, 0, time.UTC)
+	aStatus = Status{
+		State: StatePublished, Since: aMoment, Key: "user.rpc/7", Value: `"v"`, Lease: 1 << 60, TTL: 10 * time.Second,
+		Until: aMoment.Add(10 * time.Second), Err: errors.New("oh dear"),
+	}
+	anEvent = Event{
+		Time: aMoment, From: StatePublished, To: StateRegistering, Key: "user.rpc/7", Lease: 1 << 60, Cause: CauseKeyDeleted,
+		Err: errKeyGone,
+	}
+)
+
+func TestAStatusAndAnEventAreReadableJSON(t *testing.T) {
+	for _, tried := range []struct {
+		what any
+		want string
+	}{
+		{aStatus, `{"state":"published","since":"2026-11-25T10:20:30Z","key":"user.rpc/7","value":"\"v\"",` +
+			`"lease":"1152921504606846976","ttl":"10s","until":"2026-11-25T10:20:40Z","error":"oh dear"}`},
+		{Status{}, `{"state":"idle"}`},
+		{anEvent, `{"time":"2026-11-25T10:20:30Z","from":"published","to":"registering","key":"user.rpc/7",` +
+			`"lease":"1152921504606846976","cause":"key_deleted","error":"the key was deleted"}`},
+		{Event{}, `{"from":"idle","to":"idle"}`},
+		{map[State]Cause{StateConflict: CauseStoreWentBack}, `{"conflict":"store_went_back"}`},
+	} {
+		written, err := json.Marshal(tried.what)
+		require.NoError(t, err)
+		require.Equal(t, tried.want, string(written))
+	}
+}
+
+func TestTheLogHasAStatusAndAnEventAsJSONHas(t *testing.T) {
+	for _, what := range []any{aStatus, anEvent} {
+		want, err := json.Marshal(what)
+		require.NoError(t, err)
+		var log bytes.Buffer
+		slog.New(slog.NewJSONHandler(&log, nil)).Info("here", "it", what)
+		var line struct {
+			It json.RawMessage `json:"it"`
+		}
+		require.NoError(t, json.Unmarshal(log.Bytes(), &line))
+		require.JSONEq(t, string(want), string(line.It))
+	}
+}
+
+func TestWhatIsOutOfRangeHasATextAllTheSame(t *testing.T) {
+	require.Equal(t, "State(99)", State(99).String())
+	require.Equal(t, "Cause(99)", Cause(99).String())
+}
+
+func TestAConfigNeverTellsItsPassword(t *testing.T) {
+	const secret = "hunter2"
+	config := Config{Hosts: []string{"h:1"}, Key: "user.rpc", User: "u", Pass: secret, TTL: 10 * time.Second}
+	var text, lines bytes.Buffer
+	slog.New(slog.NewTextHandler(&text, nil)).Info("here", "config", config, "pointer", &config)
+	slog.New(slog.NewJSONHandler(&lines, nil)).Info("here", "config", config, "pointer", &config)
+	written, err := json.Marshal(struct{ Etcd Config }{config})
+	require.NoError(t, err)
+	for _, told := range []string{
+		text.String(), lines.String(), string(written),
+		fmt.Sprint(config), fmt.Sprintf("%v %+v %#v %s", config, config, config, &config), fmt.Sprintf("%+v", struct{ Etcd Config }{config}),
+	} {
+		require.NotContains(t, told, secret)
+		require.Contains(t, told, "user.rpc")
+		require.Contains(t, told, "10s")
+	}
+}
