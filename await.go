@@ -43,6 +43,23 @@ func (l *ledger) unsettledLocked(ctx context.Context, call string, err error) er
 	return fmt.Errorf("%w: %w", late, err)
 }
 
+// drainLocked waits until callers have noticed that the key is gone, for d after that, unless ctx or another one is done first.
+func (l *ledger) drainLocked(ctx, another context.Context, d time.Duration) {
+	left := time.Until(l.gone.Add(d))
+	if d == 0 || l.gone.IsZero() || left <= 0 {
+		return
+	}
+	l.mu.Unlock()
+	defer l.mu.Lock()
+	timer := time.NewTimer(left)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-another.Done():
+	}
+}
+
 // isPublishedLocked reports whether the wait for an update is over: etcd holds a value at least as new, or an error tells why
 // it will not.
 func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {

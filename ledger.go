@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,6 +36,11 @@ type ledger struct {
 	published uint64 // the updates when etcd held the latest value last
 	rejected  uint64 // the updates when etcd refused a value for its size last
 	withdrawn bool   // whether no lease of ours can be left in etcd
+
+	warned bool // whether the log has been told that nobody can reach the value
+
+	found bool      // whether callers may have found the key since it was withdrawn last
+	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
 
 	family family          // of all lease IDs; the goroutine's, but kept here from one to the next
 	held   *etcd.Keepalive // the lease of now, nil where there is none
@@ -75,6 +82,24 @@ func (l *ledger) snapshot() Status {
 		s.Until = l.held.Until()
 	}
 	return s
+}
+
+// warnOfValueLocked tells once that nobody can call the address that is published.
+func (l *ledger) warnOfValueLocked() {
+	if !l.warned && isNowhere(l.wish.value) {
+		l.warned = true
+		l.teller.warnAside("discov: the value is an address that others cannot call", "key", l.prefix, "value", l.wish.value)
+	}
+}
+
+// isNowhere reports whether a value is an address to listen on, not one to call: ":8080", "0.0.0.0:8080" or "[::]:8080".
+func isNowhere(value string) bool {
+	host, port, err := net.SplitHostPort(value)
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 // What follows is for both.
@@ -211,6 +236,7 @@ func (l *ledger) publishedLocked(takeover bool, refusal error) {
 	} else {
 		l.rejected = l.taken
 	}
+	l.found = true
 	l.enterLocked(StatePublished, refusal)
 }
 
@@ -291,6 +317,9 @@ func (l *ledger) noteWithdrawn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.clearLeaseLocked()
+	if l.found {
+		l.found, l.gone = false, time.Now()
+	}
 }
 
 // clearLeaseLocked notes that no lease of ours can be left.

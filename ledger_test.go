@@ -3,6 +3,7 @@ package discov
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -35,6 +36,27 @@ func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
 		synctest.Wait()
 		require.NotContains(t, log.String(), "bug")
 	})
+}
+
+func TestAnAddressThatNobodyCanCallIsAWarningOnce(t *testing.T) {
+	for value, warned := range map[string]bool{
+		":8080": true, "0.0.0.0:8080": true, "[::]:8080": true,
+		"10.0.0.7:8080": false, "127.0.0.1:8080": false, "user.rpc:8080": false, "[fe80::1]:8080": false, "v0": false, `{"Addr":":8080"}`: false, "::": false, ":x": false,
+	} {
+		t.Run(value, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				log := &LogLines{}
+				p := f.publisher(WithId(7), WithLogger(log.logger()))
+				require.NoError(t, p.Update(t.Context(), value))
+				require.NoError(t, p.KeepAlive())
+				require.NoError(t, p.Update(t.Context(), "10.0.0.7:8080"))
+				require.NoError(t, p.Update(t.Context(), value))
+				synctest.Wait()
+				require.Equal(t, warned, strings.Count(log.String(), "others cannot call") == 1, "%s", log)
+				p.Stop()
+			})
+		})
+	}
 }
 
 func TestEventsThatNobodyHearsAreDroppedAtOnce(t *testing.T) {

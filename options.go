@@ -41,6 +41,14 @@ func WithTimeout(timeout time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.timeout = timeout }
 }
 
+// WithDrain makes Stop, Pause and Run wait for d after the key is gone, so that they return once its callers have noticed:
+// stop the server then. d comes on top of the timeout. The deadline of a context ends the wait, not the withdrawal. Use 1 s
+// for clients that watch etcd, as go-zero's and gRPC's do, and 6 s for kitex's and hertz's, which read it every 5 s. Defaults
+// to zero.
+func WithDrain(d time.Duration) PubOption {
+	return func(p *Publisher) { p.opts.drain = d }
+}
+
 // WithPubEtcdAccount sets the etcd user and password. Both are needed. Defaults to no account.
 func WithPubEtcdAccount(user, pass string) PubOption {
 	return func(p *Publisher) { p.opts.target.Login, p.opts.hasAccount = auth.Login{User: user, Pass: pass}, true }

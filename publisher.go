@@ -15,6 +15,7 @@
 package discov
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -114,6 +115,11 @@ func (p *Publisher) share(bound, stop context.Context) (connected, error) {
 		return connected{}, err
 	}
 	p.teller.share(shared.lines)
+	if shared.target.ShowsPassword() {
+		shared.warned.Do(func() {
+			p.teller.warnAside("discov: the password goes to etcd in the clear: use TLS", "endpoints", shared.target.String())
+		})
+	}
 	usual := conn.Bounds{
 		Call:     p.opts.timeout / 2,
 		Patience: min(p.opts.timeout/4, p.opts.ttl/8),
@@ -179,6 +185,7 @@ func (p *Publisher) start(first *start) error {
 	case p.running:
 		return p.refused("keep alive", ErrStarted)
 	}
+	p.warnOfValueLocked()
 	p.running = true
 	p.wish.takeover = true
 	p.status.Err = nil
@@ -205,6 +212,7 @@ func (p *Publisher) Pause() {
 // the withdrawal then goes on in the background. Use a fresh context: if ctx is done already, the call returns at once,
 // while the key may still be there.
 func (p *Publisher) PauseContext(ctx context.Context) error {
+	drain := ctx
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	p.mu.Lock()
@@ -226,7 +234,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		p.enterLocked(StateWithdrawing, nil)
 		p.enterLocked(StatePaused, nil)
 	}
-	return p.awaitLocked(ctx, "pause", func() (bool, error) {
+	isPaused := func() (bool, error) {
 		switch {
 		case !p.wish.pause.isSet():
 			return true, p.refused("pause", ErrSuperseded)
@@ -235,7 +243,15 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		default:
 			return false, p.withdrawErrorLocked(ctx)
 		}
-	})
+	}
+	if err := p.awaitLocked(ctx, "pause", isPaused); err != nil {
+		return err
+	}
+	p.drainLocked(drain, p.wish.resume, p.opts.drain)
+	if !p.wish.pause.isSet() {
+		return p.refused("pause", ErrSuperseded)
+	}
+	return nil
 }
 
 // Resume registers again after Pause, and takes the key over if another instance holds it. It returns when the key is in
@@ -288,6 +304,7 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 		return p.refused("update", ErrStopped)
 	}
 	p.wish.setValue(value)
+	p.warnOfValueLocked()
 	mine := p.wish.updates
 	return p.awaitLocked(ctx, "update", func() (bool, error) {
 		if p.wish.isPaused() || !p.running {
@@ -308,12 +325,13 @@ func (p *Publisher) Stop() {
 // that told the process to end, the call returns at once, while the key may still be there. Further calls wait for the same
 // end.
 func (p *Publisher) StopContext(ctx context.Context) error {
+	drain := ctx
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	p.beginStop()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.awaitLocked(ctx, "stop", func() (bool, error) {
+	isStopped := func() (bool, error) {
 		switch {
 		case p.status.State == StateStopped:
 			return true, p.outcome
@@ -322,7 +340,12 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 		default:
 			return false, p.withdrawErrorLocked(ctx)
 		}
-	})
+	}
+	if err := p.awaitLocked(ctx, "stop", isStopped); err != nil {
+		return err
+	}
+	p.drainLocked(drain, context.Background(), p.opts.drain)
+	return nil
 }
 
 func (p *Publisher) beginStop() {
@@ -348,6 +371,12 @@ func (p *Publisher) beginStop() {
 func (p *Publisher) Status() Status {
 	p.ensureMade()
 	return p.snapshot()
+}
+
+// String returns the key and the state, for logs.
+func (p *Publisher) String() string {
+	s := p.Status()
+	return cmp.Or(s.Key, p.prefix) + " " + s.State.String()
 }
 
 // Stats returns the counters. Like Status, it does not block.

@@ -27,6 +27,7 @@ type sharedConn struct {
 	lines  *quota // of the logs of those who share it
 	users  int    // guarded by the registry's mu
 
+	warned sync.Once     // of what is wrong with the target, but may be meant
 	opened chan struct{} // closed when what follows is there
 	conn   *conn.Conn
 	err    error

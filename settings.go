@@ -38,6 +38,7 @@ type options struct {
 	exactKey        bool
 	ttl             time.Duration
 	timeout         time.Duration
+	drain           time.Duration
 	backgroundStart bool
 	life            context.Context
 	logger          *slog.Logger
@@ -126,6 +127,9 @@ func (o *options) validateKeeping() {
 	}
 	if err := checkTimeout(o.timeout, o.ttl); err != nil {
 		o.reject(ErrTimeout, "WithTimeout(%v): %v", o.timeout, err)
+	}
+	if o.drain < 0 {
+		o.reject(ErrOptions, "WithDrain(%v): want zero or more", o.drain)
 	}
 }
 

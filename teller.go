@@ -143,6 +143,11 @@ func (t *teller) guard(whose string, run func()) {
 	run()
 }
 
+// warnAside logs what is wrong, but may be meant, beside the events.
+func (t *teller) warnAside(message string, args ...any) {
+	go t.guard("logger", func() { t.logger.Warn(message, args...) })
+}
+
 // warn logs what went wrong in the user's code, which may be the logger itself.
 func (t *teller) warn(message string, args ...any) {
 	defer func() { _ = recover() }()

@@ -33,6 +33,17 @@ func IsPlaintext(endpoint string) bool {
 	return scheme == "http" || scheme == "unix"
 }
 
+// isLocal reports whether an endpoint is on this machine.
+func isLocal(endpoint string) bool {
+	scheme := schemeOf(endpoint)
+	if scheme == "unix" || scheme == "unixs" {
+		return true
+	}
+	host, _, _ := net.SplitHostPort(strings.TrimPrefix(endpoint, scheme+"://"))
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
 // CheckEndpoint returns what is wrong with one endpoint.
 func CheckEndpoint(endpoint string) error {
 	switch scheme := schemeOf(endpoint); scheme {

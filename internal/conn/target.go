@@ -42,6 +42,15 @@ func (t Target) To(endpoints []string) Target {
 // String returns the endpoints.
 func (t Target) String() string { return strings.Join(t.list(), ", ") }
 
+// ShowsPassword reports whether the password of an account travels in the clear over a network, as far as can be told without
+// its tuning.
+func (t Target) ShowsPassword() bool {
+	if t.Login == (auth.Login{}) || t.TLS != nil || t.hasFiles() || t.Tuning != nil {
+		return false
+	}
+	return slices.ContainsFunc(t.list(), func(endpoint string) bool { return !isSecure(endpoint) && !isLocal(endpoint) })
+}
+
 func (t Target) list() []string { return strings.Split(t.endpoints, "\n") }
 
 func (t Target) hasFiles() bool { return t.Files != auth.Files{} }
