@@ -62,6 +62,7 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.running = false
+	l.endHealthLocked()
 	l.clearLeaseLocked()
 	if left != nil {
 		l.clearing, l.nextCame = true, newLatch()
@@ -73,7 +74,7 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 		l.enterLocked(StateIdle, why)
 	}
 	switch {
-	case left != nil && l.wish.pause.isSet():
+	case left != nil && (l.wish.isPaused() || l.wish.isStopped()):
 		l.enterLocked(StateWithdrawing, nil)
 	case l.wish.isStopped():
 		l.finishStopLocked()
@@ -85,6 +86,17 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 		why = fmt.Errorf("%w; %w", why, left)
 	}
 	l.answerLocked(s, why)
+}
+
+// endHealthLocked ends the health checks, and forgets what they have told.
+func (l *ledger) endHealthLocked() {
+	if l.endHealth != nil {
+		l.endHealth()
+		l.endHealth = nil
+	}
+	if l.wish.illness != nil {
+		l.wish.clearIll()
+	}
 }
 
 // stillLeft notes why what a KeepAlive has left is not withdrawn yet, and tells where that was asked for since.

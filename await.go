@@ -70,6 +70,8 @@ func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {
 		return true, l.refused(call, errors.Join(errNotStarted, l.status.Err))
 	case l.wish.isPaused():
 		return true, l.refused(call, ErrSuperseded)
+	case l.wish.isWithheld():
+		return true, nil // until the health check succeeds
 	case l.wish.takeover:
 		return false, l.status.Err
 	case l.status.State == StateConflict:

@@ -85,7 +85,7 @@ func (k *keeper) keep(r *registration) error {
 		switch want, latch := k.heed(); want {
 		case wantPublished:
 			k.publish(latch, r)
-		case wantPaused:
+		case wantWithheld:
 			k.stayWithdrawn(latch, r)
 		case wantStopped:
 			return k.withdrawForGood(r)
@@ -359,7 +359,7 @@ func (k *keeper) stayWithdrawn(ctx context.Context, r *registration) {
 	if k.withdraw(ctx, r) != nil {
 		return
 	}
-	k.enter(StatePaused, nil)
+	k.rest()
 	r.guard(ctx)
 }
 

@@ -24,11 +24,12 @@ type ledger struct {
 	counters counters
 	changed  wakeup // woken when anything that a call waits for has changed
 
-	running  bool   // whether a KeepAlive is under way or in effect
-	cut      func() // ends the try of a first registration that is under way; nil where none is
-	clearing bool   // whether the goroutine withdraws what a KeepAlive that failed has left
-	next     *start // a KeepAlive that came meanwhile, nil if none did
-	nextCame latch  // set with it
+	running   bool   // whether a KeepAlive is under way or in effect
+	cut       func() // ends the try of a first registration that is under way; nil where none is
+	endHealth func() // ends the health checks; nil where there are none
+	clearing  bool   // whether the goroutine withdraws what a KeepAlive that failed has left
+	next      *start // a KeepAlive that came meanwhile, nil if none did
+	nextCame  latch  // set with it
 
 	outcome error // what Stop could not withdraw
 
@@ -131,7 +132,7 @@ func (l *ledger) enterLocked(to State, err error) {
 
 // isAskedFor reports whether the user asks for a state, so that no failure of before counts any more once it is reached.
 func isAskedFor(state State) bool {
-	return state == StatePublished || state == StatePaused || state == StateStopped
+	return state == StatePublished || state == StatePaused || state == StateUnhealthy || state == StateStopped
 }
 
 // noteErrorLocked notes a failure that is told later, or was.
@@ -197,7 +198,7 @@ func (l *ledger) beginTry() (takeover bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch l.status.State {
-	case StateIdle, StatePaused, StateWithdrawing:
+	case StateIdle, StatePaused, StateUnhealthy, StateWithdrawing:
 		l.enterLocked(StateRegistering, nil)
 	}
 	l.wish.clearNews()
@@ -289,10 +290,30 @@ func (l *ledger) noteUnconnected(err error) {
 	switch now, _ := l.wish.now(); now {
 	case wantPublished:
 		l.enterLocked(StateRegistering, err)
-	case wantPaused:
-		l.enterLocked(StatePaused, err)
+	case wantWithheld:
+		l.restLocked(err)
 	case wantStopped: // which may be why
 	}
+}
+
+// rest notes that the key is withdrawn, and stays so.
+func (l *ledger) rest() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.restLocked(nil)
+}
+
+// restLocked enters the state of a key that is withheld, with a failure that there may be, or else the health check's.
+func (l *ledger) restLocked(err error) {
+	if l.wish.paused {
+		l.enterLocked(StatePaused, err)
+	} else {
+		l.enterLocked(StateUnhealthy, cmp.Or(err, l.wish.illness))
+	}
+}
+
+func (l *ledger) isAtRestLocked() bool {
+	return l.status.State == StatePaused || l.status.State == StateUnhealthy
 }
 
 // withdrawing notes that the key is to go, which it does by itself at the time that is given, and why it has not.
@@ -302,7 +323,7 @@ func (l *ledger) withdrawing(gone time.Time, err error) {
 	switch {
 	case l.withdrawn:
 		return
-	case l.status.State == StatePaused: // a Resume was taken back before anything was begun
+	case l.isAtRestLocked(): // a Resume was taken back before anything was begun
 		if err != nil {
 			l.noteErrorLocked(err)
 		}
@@ -340,6 +361,7 @@ func (l *ledger) withdrawError(gone time.Time, err error) *WithdrawError {
 func (l *ledger) finish(left error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.endHealthLocked()
 	if l.running, l.outcome = false, left; left == nil {
 		l.clearLeaseLocked()
 	}

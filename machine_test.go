@@ -785,6 +785,7 @@ type scenario struct {
 	calls  sync.WaitGroup
 	// resumes counts the calls of Resume.
 	resumes atomic.Int32
+	patient patient // whose health is checked, in some
 
 	events EventLog
 	story  []string
@@ -800,6 +801,10 @@ func newScenario(t *testing.T, seed uint64) *scenario {
 	}
 	if s.pick(3) == 0 {
 		opts = append(opts, WithBackgroundStart())
+	}
+	if s.pick(2) == 0 {
+		policy := HealthPolicy{Interval: time.Second, Failures: 1 + s.pick(2), Successes: 1 + s.pick(2)}
+		opts = append(opts, WithHealthCheck(s.patient.check, policy))
 	}
 	s.p = s.fake.publisher(opts...)
 	return s
@@ -818,7 +823,7 @@ func (s *scenario) run() {
 	s.fake.meets(s.meet)
 	down, paused := false, false
 	for range 30 {
-		switch s.pick(12) {
+		switch s.pick(13) {
 		case 0, 1:
 			paused = true
 			s.call("pause", s.pause)
@@ -852,6 +857,9 @@ func (s *scenario) run() {
 			s.fake.lend(99)
 			s.fake.set(s.p.Status().Key, "another", []clientv3.LeaseID{0, 99}[s.pick(2)])
 			s.tell("overwritten")
+		case 12:
+			s.patient.ill.Store(!s.patient.ill.Load())
+			s.tell("ill %v", s.patient.ill.Load())
 		}
 		time.Sleep(time.Duration(s.pick(4_000_000)) * time.Microsecond)
 	}
@@ -859,6 +867,7 @@ func (s *scenario) run() {
 		s.fake.back()
 	}
 	s.fake.heal()
+	s.patient.ill.Store(false)
 	s.fake.expire(99)
 	s.calls.Wait()
 	s.tell("all is well")

@@ -125,6 +125,23 @@ func WithBackgroundStart() PubOption {
 	return func(p *Publisher) { p.opts.backgroundStart = true }
 }
 
+// WithHealthCheck withdraws the key while check fails, and publishes it again once check succeeds. KeepAlive asks it for the
+// first time: if that fails, KeepAlive returns nil, and the key is published once check succeeds. A check that panics, or that
+// does not return within the policy's timeout, has failed; it is not called again before it has returned. The user's Pause
+// overrides it. Defaults to none.
+//
+// Check what belongs to this instance alone, as the health service of its own server. Never ask anything that all instances
+// share, as a database: when that blinks, the whole fleet would withdraw at once.
+func WithHealthCheck(check func(context.Context) error, policy HealthPolicy) PubOption {
+	return func(p *Publisher) {
+		if check == nil {
+			p.opts.reject(ErrOptions, "WithHealthCheck(nil, ...)")
+			return
+		}
+		p.opts.health = &healthCheck{check: check, policy: policy}
+	}
+}
+
 // WithLogger sets the logger. Defaults to slog.Default.
 func WithLogger(logger *slog.Logger) PubOption {
 	return func(p *Publisher) {

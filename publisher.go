@@ -21,8 +21,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-
-	"github.com/discov-go/discov/internal/conn"
 )
 
 // Publisher keeps a key with a value in etcd. Its methods may be called from any number of goroutines, in any order. None
@@ -43,18 +41,21 @@ import (
 //	 ├────────────────────────────────────┘            │
 //	 │ Pause or Stop, from any of the three            │
 //	 ▼                                                 ▼
-//	withdrawing ── gone, or given up after a TTL ──► paused, stopped
+//	withdrawing ── gone, or given up after a TTL ──► paused, unhealthy, stopped
 //	 │                                                 │
 //	 └─ Resume ─► registering ◄───────── Resume ───────┘
 //
 // All transitions:
 //
-//	idle        → registering, withdrawing, paused, stopped
+//	idle        → registering, withdrawing, paused, unhealthy, stopped
 //	registering → published, conflict, withdrawing, idle
 //	published   → registering, conflict, withdrawing
 //	conflict    → registering, published, withdrawing
-//	withdrawing → paused, stopped, registering, idle
-//	paused      → registering, idle, stopped
+//	withdrawing → paused, unhealthy, stopped, registering, idle
+//	paused      → registering, unhealthy, idle, stopped
+//	unhealthy   → registering, paused, idle, stopped
+//
+// Unhealthy is like paused, but it is the check of [WithHealthCheck] that withdraws the key, and publishes it again.
 //
 // From idle, Pause and Stop go through withdrawing if a KeepAlive that failed has left something behind; a Resume before
 // that is gone returns to idle.
@@ -108,33 +109,6 @@ func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption
 	}
 }
 
-// share is the real connect: the use of a connection that is shared.
-func (p *Publisher) share(bound, stop context.Context) (connected, error) {
-	shared, err := connections.acquire(bound, stop, p.opts.target.To(p.endpoints))
-	if err != nil {
-		return connected{}, err
-	}
-	p.teller.share(shared.lines)
-	if shared.target.ShowsPassword() {
-		shared.warned.Do(func() {
-			p.teller.warnAside("discov: the password goes to etcd in the clear: use TLS", "endpoints", shared.target.String())
-		})
-	}
-	usual := conn.Bounds{
-		Call:     p.opts.timeout / 2,
-		Patience: min(p.opts.timeout/4, p.opts.ttl/8),
-		// So that there is time left on another link, before the call and the lease end.
-		MaxPatience: min(9*p.opts.timeout/20, p.opts.ttl/3),
-	}
-	first := usual
-	first.Call = 0
-	return connected{
-		first:   shared.conn.Caller(first),
-		usual:   shared.conn.Caller(usual),
-		release: func() { connections.release(shared) },
-	}, nil
-}
-
 // validate returns all that is wrong with what the user gave, joined.
 func (p *Publisher) validate() error {
 	return p.opts.validate(p.endpoints, p.prefix, p.Status().Value)
@@ -162,44 +136,17 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 	}
 	bound, cancel := p.bound(ctx)
 	defer cancel()
-	first := &start{bound: bound}
-	if err := p.start(first); err != nil {
+	if err := p.claim(); err != nil {
 		return err
 	}
+	health := p.checkHealth(bound)
+	first := &start{bound: bound}
+	p.start(first, health)
 	err := p.awaitAnswer(first)
 	if err != nil && p.opts.target.Client == nil {
 		return fmt.Errorf("%w (endpoints %s)", err, strings.Join(p.endpoints, ", "))
 	}
 	return err
-}
-
-// start starts the goroutine.
-func (p *Publisher) start(first *start) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.opts.life != nil && p.opts.life.Err() != nil:
-		return p.refused("keep alive", fmt.Errorf("%w: %w", ErrStopped, context.Cause(p.opts.life)))
-	case p.wish.isStopped():
-		return p.refused("keep alive", ErrStopped)
-	case p.running:
-		return p.refused("keep alive", ErrStarted)
-	}
-	p.warnOfValueLocked()
-	p.running = true
-	p.wish.takeover = true
-	p.status.Err = nil
-	if !p.wish.isPaused() {
-		p.enterLocked(StateRegistering, nil)
-	}
-	if p.clearing {
-		p.next = first
-		p.nextCame.set()
-		return nil
-	}
-	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
-	go k.run(first)
-	return nil
 }
 
 // Pause withdraws the key, and returns when it is gone or when the timeout has passed. The key stays withdrawn until
@@ -228,7 +175,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	switch {
 	case !p.withdrawn && !p.running: // a KeepAlive that failed has left something
 		p.enterLocked(StateWithdrawing, nil)
-	case !p.running:
+	case !p.running, p.status.State == StateUnhealthy:
 		p.enterLocked(StatePaused, nil)
 	case p.withdrawn && p.status.State == StateRegistering: // connecting
 		p.enterLocked(StateWithdrawing, nil)
@@ -236,7 +183,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	}
 	isPaused := func() (bool, error) {
 		switch {
-		case !p.wish.pause.isSet():
+		case !p.wish.paused:
 			return true, p.refused("pause", ErrSuperseded)
 		case p.withdrawn && p.status.State != StateWithdrawing:
 			return true, nil
@@ -248,7 +195,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 		return err
 	}
 	p.drainLocked(drain, p.wish.resume, p.opts.drain)
-	if !p.wish.pause.isSet() {
+	if !p.wish.paused {
 		return p.refused("pause", ErrSuperseded)
 	}
 	return nil
@@ -276,6 +223,9 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 	if !p.running {
 		p.enterLocked(StateIdle, nil)
 		return nil
+	}
+	if p.wish.isWithheld() && p.status.State == StatePaused {
+		p.restLocked(nil)
 	}
 	if p.status.State == StateConflict {
 		p.wish.setTakeover()
@@ -307,7 +257,7 @@ func (p *Publisher) Update(ctx context.Context, value string) error {
 	p.warnOfValueLocked()
 	mine := p.wish.updates
 	return p.awaitLocked(ctx, "update", func() (bool, error) {
-		if p.wish.isPaused() || !p.running {
+		if p.wish.isWithheld() || !p.running {
 			return true, nil
 		}
 		return p.isPublishedLocked("update", mine)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -768,8 +769,8 @@ func TestStatusTellsUntilWhenTheLeaseLasts(t *testing.T) {
 
 func TestStatesReadAsInTheDiagram(t *testing.T) {
 	t.Parallel()
-	require.Equal(t, "idle registering published conflict withdrawing paused stopped", fmt.Sprintf("%v %v %v %v %v %v %v",
-		StateIdle, StateRegistering, StatePublished, StateConflict, StateWithdrawing, StatePaused, StateStopped))
+	require.Equal(t, "idle registering published conflict withdrawing paused unhealthy stopped", fmt.Sprintf("%v %v %v %v %v %v %v %v",
+		StateIdle, StateRegistering, StatePublished, StateConflict, StateWithdrawing, StatePaused, StateUnhealthy, StateStopped))
 	require.Equal(t, "State(99)", State(99).String())
 	require.Equal(t, "State(-1)", State(-1).String())
 }
@@ -797,6 +798,16 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 		}
 		return err
 	}
+	check := func(healthy *atomic.Bool) PubOption {
+		return WithHealthCheck(func(context.Context) error {
+			if healthy.Load() {
+				return nil
+			}
+			return errors.New("ill")
+		}, HealthPolicy{Interval: 10 * time.Millisecond, Failures: 1, Successes: 1})
+	}
+	var cured, changes atomic.Bool
+	changes.Store(true)
 	scenarios := []struct {
 		name   string
 		opts   []PubOption
@@ -913,6 +924,41 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 				awaitState(t, w.p, StateConflict)
 				w.p.Pause()
 			},
+		},
+		{
+			name: "the first health check fails, and a later one succeeds",
+			opts: []PubOption{check(&cured)},
+			take: func(t *testing.T, w walk) {
+				require.NoError(t, w.p.KeepAlive())
+				require.Equal(t, StateUnhealthy, w.p.Status().State)
+				requireAbsent(t, w.srv, testFullKey)
+				cured.Store(true)
+				awaitState(t, w.p, StatePublished)
+			},
+			states: []State{StateUnhealthy, StateRegistering, StatePublished, StateWithdrawing, StateStopped},
+		},
+		{
+			name: "a health check fails, Pause, Resume, Stop",
+			opts: []PubOption{check(&changes)},
+			take: func(t *testing.T, w walk) {
+				require.NoError(t, w.p.KeepAlive())
+				changes.Store(false)
+				awaitState(t, w.p, StateUnhealthy)
+				w.p.Pause()
+				w.p.Resume()
+			},
+			states: []State{
+				StateRegistering, StatePublished, StateWithdrawing, StateUnhealthy, StatePaused, StateUnhealthy, StateStopped,
+			},
+		},
+		{
+			name: "the first health check fails, and so does KeepAlive",
+			opts: []PubOption{check(new(atomic.Bool)), WithClientConfig(func(c *clientv3.Config) { c.Endpoints = nil })},
+			take: func(t *testing.T, w walk) {
+				require.Error(t, w.p.KeepAlive())
+				require.Equal(t, StateIdle, w.p.Status().State)
+			},
+			states: []State{StateUnhealthy, StateIdle, StateStopped},
 		},
 		{
 			name: "Pause and Resume in an outage",

@@ -43,6 +43,7 @@ type options struct {
 	life            context.Context
 	logger          *slog.Logger
 	observers       []func(Event)
+	health          *healthCheck // nil where there is none
 
 	target     conn.Target // without its endpoints
 	hasAccount bool
@@ -127,6 +128,11 @@ func (o *options) validateKeeping() {
 	}
 	if err := checkTimeout(o.timeout, o.ttl); err != nil {
 		o.reject(ErrTimeout, "WithTimeout(%v): %v", o.timeout, err)
+	}
+	if o.health != nil {
+		for _, err := range o.health.policy.wrong() {
+			o.reject(ErrOptions, "WithHealthCheck: %v", err)
+		}
 	}
 	if o.drain < 0 {
 		o.reject(ErrOptions, "WithDrain(%v): want zero or more", o.drain)

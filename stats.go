@@ -27,10 +27,12 @@ const (
 	CauseUnreachable
 	// CauseDenied means that etcd refused: for want of a permission, for its account, for lack of space.
 	CauseDenied
+	// CauseUnhealthy means that the health check failed, so that the key was withdrawn.
+	CauseUnhealthy
 )
 
 var causeNames = [...]string{
-	"none", "lease_ended", "key_deleted", "key_changed", "store_went_back", "unreachable", "denied",
+	"none", "lease_ended", "key_deleted", "key_changed", "store_went_back", "unreachable", "denied", "unhealthy",
 }
 
 // String returns the name of the cause.
@@ -47,7 +49,11 @@ func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 // kindOf returns the Cause of a failure.
 func kindOf(err error) Cause {
 	switch {
-	case err == nil, errors.Is(err, context.Canceled):
+	case err == nil:
+		return 0
+	case errors.Is(err, errUnhealthy): // for whatever reason
+		return CauseUnhealthy
+	case errors.Is(err, context.Canceled):
 		return 0
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		return CauseLeaseEnded
@@ -153,7 +159,7 @@ func (c *counters) enter(from, to State) {
 		c.conflicts++
 	case to == StateRegistering:
 		c.begin()
-	case to == StateIdle, to == StatePaused, to == StateStopped:
+	case to == StateIdle, to == StatePaused, to == StateUnhealthy, to == StateStopped:
 		c.settle()
 	}
 }

@@ -24,11 +24,13 @@ const (
 	StateWithdrawing
 	// StatePaused means that the key is withdrawn until Resume is called.
 	StatePaused
+	// StateUnhealthy means that the key is withdrawn until the health check of WithHealthCheck succeeds.
+	StateUnhealthy
 	// StateStopped means that Stop has finished. It is final.
 	StateStopped
 )
 
-var stateNames = [...]string{"idle", "registering", "published", "conflict", "withdrawing", "paused", "stopped"}
+var stateNames = [...]string{"idle", "registering", "published", "conflict", "withdrawing", "paused", "unhealthy", "stopped"}
 
 // MarshalText returns the name of the state, as String does.
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
@@ -43,12 +45,13 @@ func (s State) String() string {
 
 // transitions is the diagram at [Publisher].
 var transitions = map[State][]State{
-	StateIdle:        {StateRegistering, StateWithdrawing, StatePaused, StateStopped},
+	StateIdle:        {StateRegistering, StateWithdrawing, StatePaused, StateUnhealthy, StateStopped},
 	StateRegistering: {StatePublished, StateConflict, StateWithdrawing, StateIdle},
 	StatePublished:   {StateRegistering, StateConflict, StateWithdrawing},
 	StateConflict:    {StateRegistering, StatePublished, StateWithdrawing},
-	StateWithdrawing: {StatePaused, StateStopped, StateRegistering, StateIdle},
-	StatePaused:      {StateRegistering, StateIdle, StateStopped},
+	StateWithdrawing: {StatePaused, StateUnhealthy, StateStopped, StateRegistering, StateIdle},
+	StatePaused:      {StateRegistering, StateUnhealthy, StateIdle, StateStopped},
+	StateUnhealthy:   {StateRegistering, StatePaused, StateIdle, StateStopped},
 }
 
 // isDrawn reports whether the diagram has a way between two states. A change of state without one is a bug.

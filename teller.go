@@ -168,6 +168,8 @@ func (t *teller) log(e Event) {
 		t.begin(e, "discov: another instance holds the key")
 	case e.To == StateRegistering && e.Err != nil:
 		t.begin(e, "discov: the registration is lost or in doubt")
+	case e.To == StateUnhealthy:
+		t.begin(e, "discov: withdrawn while the health check fails")
 	case e.To == StatePaused, e.To == StateStopped:
 		t.trouble = time.Time{}
 		t.write(slog.LevelInfo, "discov: "+e.To.String(), e)

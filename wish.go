@@ -50,7 +50,7 @@ type want int
 
 const (
 	wantPublished want = iota
-	wantPaused
+	wantWithheld
 	wantStopped
 )
 
@@ -65,6 +65,9 @@ type wish struct {
 	// latches below.
 	isNew bool
 	bell  etcd.Bell
+	// The key is withheld for either reason: the user has paused it, or the health check has failed, and with what.
+	paused  bool
+	illness error
 	// The goroutine hears the user by these three. pause is set while the key is not to be published, resume while it is
 	// not to stay withdrawn, and stop for good, as the other two are then. stop is never replaced, so it may be read
 	// without mu.
@@ -80,8 +83,8 @@ func (w *wish) now() (want, latch) {
 	switch {
 	case w.isStopped():
 		return wantStopped, w.stop
-	case w.isPaused():
-		return wantPaused, w.resume
+	case w.isWithheld():
+		return wantWithheld, w.resume
 	default:
 		return wantPublished, w.pause
 	}
@@ -89,19 +92,45 @@ func (w *wish) now() (want, latch) {
 
 func (w *wish) isStopped() bool { return w.stop.isSet() }
 
-func (w *wish) isPaused() bool { return w.pause.isSet() && !w.isStopped() }
+func (w *wish) isPaused() bool { return w.paused && !w.isStopped() }
+
+func (w *wish) isWithheld() bool { return w.pause.isSet() && !w.isStopped() }
 
 func (w *wish) setPaused() {
-	w.bell.Ring()
-	w.takeover = false
-	w.resume = newLatch()
-	w.pause.set()
+	w.paused, w.takeover = true, false
+	w.withhold()
 }
 
 func (w *wish) clearPaused() {
+	w.paused = false
 	w.setTakeover()
-	w.pause = newLatch()
-	w.resume.set()
+	w.release()
+}
+
+func (w *wish) setIll(why error) {
+	w.illness = why
+	w.withhold()
+}
+
+func (w *wish) clearIll() {
+	w.illness = nil
+	w.release()
+}
+
+func (w *wish) withhold() {
+	w.bell.Ring()
+	if !w.pause.isSet() {
+		w.resume = newLatch()
+		w.pause.set()
+	}
+}
+
+// release ends what withhold has begun, unless there is another reason for it.
+func (w *wish) release() {
+	if !w.paused && w.illness == nil && !w.isStopped() {
+		w.pause = newLatch()
+		w.resume.set()
+	}
 }
 
 func (w *wish) setStopped() {

@@ -15,7 +15,7 @@ func TestAWishIsALevelWhoseLatchIsSetWhenItIsAnother(t *testing.T) {
 	w.setPaused()
 	require.True(t, untilPaused.isSet())
 	paused, untilResumed := w.now()
-	require.Equal(t, wantPaused, paused)
+	require.Equal(t, wantWithheld, paused)
 	require.False(t, untilResumed.isSet())
 	require.False(t, w.takeover)
 
