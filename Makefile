@@ -4,7 +4,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
 
 # The library's packages, and the least share of their statements that the tests must reach together, in percent.
-LIBRARY := . ./internal/auth ./internal/backoff ./internal/conn ./internal/etcd ./internal/stream
+LIBRARY := . ./advertise ./internal/auth ./internal/backoff ./internal/conn ./internal/etcd ./internal/stream
 COVER_MIN := 95
 
 # Where make generate writes.

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
 	"os"
 
 	"github.com/discov-go/discov"
@@ -76,44 +75,4 @@ func (c config) validate() error {
 		etcd.Hosts = []string{localEtcd}
 	}
 	return errors.Join(append(errs, etcd.Validate())...)
-}
-
-// advertised is the address that others call: the host of listenOn, or one of this machine's where that is all of them,
-// with the port that is really bound.
-func advertised(listenOn string, bound net.Addr) (string, error) {
-	host, _, err := net.SplitHostPort(listenOn)
-	if err != nil {
-		return "", err
-	}
-	_, port, err := net.SplitHostPort(bound.String())
-	if err != nil {
-		return "", err
-	}
-	if ip := net.ParseIP(host); host != "" && (ip == nil || !ip.IsUnspecified()) {
-		return net.JoinHostPort(host, port), nil
-	}
-	if host, err = machineHost(); err != nil {
-		return "", err
-	}
-	return net.JoinHostPort(host, port), nil
-}
-
-// machineHost is the machine's first address that others can reach, IPv4 before IPv6, or the loopback where there is none.
-func machineHost() (string, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return "", err
-	}
-	host := "127.0.0.1"
-	for _, addr := range addrs {
-		network, ok := addr.(*net.IPNet)
-		if !ok || !network.IP.IsGlobalUnicast() {
-			continue
-		}
-		host = network.IP.String()
-		if network.IP.To4() != nil {
-			break
-		}
-	}
-	return host, nil
 }

@@ -19,13 +19,18 @@ import (
 	"time"
 
 	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/advertise"
 	"github.com/discov-go/discov/example/internal/localetcd"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 )
 
-// drainBound is how long calls in progress may take once the key is gone.
-const drainBound = 10 * time.Second
+const (
+	// notice is how long callers have to notice that the key is gone.
+	notice = time.Second
+	// drainBound is how long calls in progress may take after that.
+	drainBound = 10 * time.Second
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -81,13 +86,17 @@ func serve(ctx context.Context, config config, listener net.Listener, stdout, st
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	defer server.Stop()
-	address, err := advertised(config.ListenOn, listener.Addr())
+	address, err := advertise.Addr(listener.Addr().String(), advertise.Loopback()) // as this example is tried on one machine
 	if err != nil {
 		return err
 	}
 	_, _ = fmt.Fprintf(stdout, "%s serves at %s\n", config.Name, address)
 
-	publisher, err := config.Etcd.NewPublisher(address, discov.WithLogger(slog.New(slog.NewTextHandler(stderr, nil))))
+	publisher, err := config.Etcd.NewPublisher(address,
+		discov.WithLogger(slog.New(slog.NewTextHandler(stderr, nil))),
+		discov.WithDrain(notice),
+		discov.WithHealthCheck(func(ctx context.Context) error { return checkHealth(ctx, healthy) }, discov.HealthPolicy{}),
+	)
 	if err != nil {
 		return err
 	}

@@ -249,28 +249,11 @@ func TestTheBuiltInConfigIsGood(t *testing.T) {
 	assert.Equal(t, discov.Config{Key: "user.rpc"}, config.Etcd)
 }
 
-func TestAdvertisesARealHostAndTheRealPort(t *testing.T) {
-	bound := &net.TCPAddr{IP: net.IPv4zero, Port: 4711}
-	for listenOn, want := range map[string]string{
-		"127.0.0.1:0":    "127.0.0.1:4711",
-		"127.0.0.1:4711": "127.0.0.1:4711",
-		"localhost:0":    "localhost:4711",
-		"[::1]:0":        "[::1]:4711",
-	} {
-		got, err := advertised(listenOn, bound)
-		require.NoError(t, err)
-		assert.Equal(t, want, got)
-	}
-	for _, listenOn := range []string{":0", "0.0.0.0:4711", "[::]:0"} {
-		got, err := advertised(listenOn, bound)
-		require.NoError(t, err)
-		host, port, err := net.SplitHostPort(got)
-		require.NoError(t, err)
-		assert.Equal(t, "4711", port)
-		ip := net.ParseIP(host)
-		require.NotNil(t, ip, got)
-		assert.False(t, ip.IsUnspecified(), got)
-	}
+func TestTheHealthServiceOfTheProcessIsAsked(t *testing.T) {
+	healthy := health.NewServer()
+	require.NoError(t, checkHealth(t.Context(), healthy))
+	healthy.Shutdown()
+	require.ErrorContains(t, checkHealth(t.Context(), healthy), "the server is NOT_SERVING")
 }
 
 // A health watch is a call that never ends.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/discov-go/discov/example/user"
 	"google.golang.org/grpc"
@@ -22,6 +23,18 @@ func newServer(healthy *health.Server) *grpc.Server {
 	user.RegisterUsersServer(server, users{names: map[string]string{"1": "Ada", "2": "Barbara", "3": "Grace"}})
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	return server
+}
+
+// checkHealth asks the health service of this very process.
+func checkHealth(ctx context.Context, healthy *health.Server) error {
+	response, err := healthy.Check(ctx, &grpc_health_v1.HealthCheckRequest{})
+	if err != nil {
+		return err
+	}
+	if now := response.GetStatus(); now != grpc_health_v1.HealthCheckResponse_SERVING {
+		return fmt.Errorf("the server is %s", now)
+	}
+	return nil
 }
 
 func (u users) GetUser(_ context.Context, request *user.GetUserRequest) (*user.GetUserResponse, error) {

@@ -20,6 +20,7 @@ var imports = map[string]string{
 	"internal/auth":    "internal/backoff internal/etcd",
 	"internal/etcd":    "",
 	"internal/backoff": "",
+	"advertise":        "",
 }
 
 func TestPackagesImportWhatTheDesignDraws(t *testing.T) {
