@@ -97,6 +97,21 @@ test-etcd34: ## Run the tests that suit any etcd against the one on the PATH, or
 	ETCD_ENDPOINTS=$$client go test -race -count 1 -timeout 10m -v -run '^TestAnyEtcd' . | tee "$$data/tests"; \
 	if grep -q 'no tests to run' "$$data/tests"; then echo 'no test ran' >&2; exit 1; fi
 
+# Other frameworks, too, have a module of their own. Debian's etcdctl is unpacked into bin/.
+.PHONY: test-compat
+test-compat: ## Have other frameworks' clients find what is published: go-zero, gRPC, go-kit, etcdctl.
+	@set -euo pipefail; \
+	etcdctl=$$(command -v etcdctl || true); \
+	if [ -z "$$etcdctl" ]; then \
+		etcdctl=$(CURDIR)/bin/etcd-client/usr/bin/etcdctl; \
+		if [ ! -x "$$etcdctl" ]; then \
+			mkdir -p bin; \
+			apt-get -qq update; \
+			(cd bin && apt-get -qq -o APT::Sandbox::User=root download etcd-client && dpkg -x etcd-client_*.deb etcd-client && rm etcd-client_*.deb); \
+		fi; \
+	fi; \
+	cd test/compat && go vet ./... && ETCDCTL=$$etcdctl go test -race -count 1 -timeout 10m ./...
+
 # The tests of these files, and these others, need no etcd and hardly any time.
 QUICK_FILES := machine_test.go config_test.go
 QUICK_TESTS := TestBadInputIsNamed|TestGoodInputOfEveryKindIsAccepted|FuzzBadInputIsNamedAndGoodInputIsUsable

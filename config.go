@@ -281,6 +281,15 @@ func (c Config) validateTLS(reject func(kind error, format string, args ...any))
 	}
 }
 
+// HasAccount reports whether c has a user and a password, as go-zero's EtcdConf does.
+func (c Config) HasAccount() bool { return c.User != "" && c.Pass != "" }
+
+// HasID reports whether c has an ID, as go-zero's EtcdConf does.
+func (c Config) HasID() bool { return c.ID > 0 }
+
+// HasTLS reports whether c has all TLS files, as go-zero's EtcdConf does.
+func (c Config) HasTLS() bool { return c.CertFile != "" && c.CertKeyFile != "" && c.CACertFile != "" }
+
 // NewPublisher validates c and returns a Publisher of value. The opts override c.
 func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error) {
 	if err := c.Validate(); err != nil {
@@ -292,13 +301,13 @@ func (c Config) NewPublisher(value string, opts ...PubOption) (*Publisher, error
 // options returns c, which is valid, as options.
 func (c Config) options() []PubOption {
 	var opts []PubOption
-	if c.ID != 0 {
+	if c.HasID() {
 		opts = append(opts, WithId(c.ID))
 	}
-	if c.User != "" {
+	if c.HasAccount() {
 		opts = append(opts, WithPubEtcdAccount(c.User, c.Pass))
 	}
-	if c.CertFile != "" {
+	if c.HasTLS() {
 		opts = append(opts, WithPubEtcdTLS(c.CertFile, c.CertKeyFile, c.CACertFile, c.InsecureSkipVerify))
 	}
 	if c.TTL != 0 {
