@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/advertise"
 	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"github.com/zeromicro/go-zero/core/conf"
 	gozero "github.com/zeromicro/go-zero/core/discov"
+	"github.com/zeromicro/go-zero/core/proc"
 	"github.com/zeromicro/go-zero/zrpc"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -124,4 +126,50 @@ func TestAZRPCClientCallsWhatIsPublished(t *testing.T) {
 	etcdtest.RequireSoon(t, eventually, func() bool { return call() != nil }, "nobody is left to call")
 	require.NoError(t, pub.ResumeContext(t.Context()))
 	etcdtest.RequireSoon(t, eventually, func() bool { return call() == nil }, "it is called again")
+}
+
+// TestAZRPCServiceIsMigrated is the service of docs/migrating.md, found and called by zrpc, through go-zero's own end of a
+// process.
+func TestAZRPCServiceIsMigrated(t *testing.T) {
+	etcd := etcdtest.Start(t, etcdtest.QuickTicks())
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	listenOn := free.Addr().String()
+	require.NoError(t, free.Close())
+	var c struct {
+		zrpc.RpcServerConf
+		Registry discov.EtcdConf
+	}
+	require.NoError(t, conf.LoadFromYamlBytes([]byte(`
+Name: user.rpc
+ListenOn: `+listenOn+`
+Registry:
+  Hosts: [`+etcd.Endpoints()[0]+`]
+  Key: `+key+`
+`), &c))
+	require.False(t, c.HasEtcd(), "zrpc publishes nothing by itself")
+	server := zrpc.MustNewServer(c.RpcServerConf, func(*grpc.Server) {})
+	addr, err := advertise.Addr(c.ListenOn, advertise.Loopback())
+	require.NoError(t, err)
+	pub, err := c.Registry.NewPublisher(addr)
+	require.NoError(t, err)
+	require.NoError(t, pub.KeepAlive())
+	proc.AddWrapUpListener(pub.Stop)
+	go server.Start()
+	t.Cleanup(server.Stop)
+
+	client, err := zrpc.NewClient(zrpc.RpcClientConf{
+		Etcd: gozero.EtcdConf{Hosts: etcd.Endpoints(), Key: key}, Timeout: 5000, NonBlock: true,
+	})
+	require.NoError(t, err)
+	calls := grpc_health_v1.NewHealthClient(client.Conn())
+	etcdtest.RequireSoon(t, eventually, func() bool {
+		_, err := calls.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+		return err == nil
+	}, "it is called")
+	proc.WrapUp()
+	require.Equal(t, discov.StateStopped, pub.Status().State)
+	response, err := etcd.Client(t).Get(t.Context(), key, clientv3.WithPrefix())
+	require.NoError(t, err)
+	require.Empty(t, response.Kvs)
 }
