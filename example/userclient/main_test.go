@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -120,6 +124,44 @@ func TestCallsEveryInstanceAndLosesNoCallWhenOneReplacesAnother(t *testing.T) {
 		patience, 10*time.Millisecond)
 	assert.NotContains(t, out.String()[before:], "is first")
 	assert.NotContains(t, out.String(), "error", "a call failed")
+}
+
+// startService runs ../userrpc, and returns where it serves.
+func startService(t *testing.T, program string, etcd *localetcd.Etcd) (service *exec.Cmd, address string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "user.yaml")
+	config := fmt.Sprintf("Name: user.rpc\nListenOn: 127.0.0.1:0\nEtcd:\n  Hosts: [%q]\n  Key: user.rpc\n", etcd.Endpoint)
+	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
+	service = exec.CommandContext(t.Context(), program, "-f", file)
+	out := new(output)
+	service.Stdout, service.Stderr = out, out
+	require.NoError(t, service.Start())
+	out.waitFor(t, "registered:")
+	_, address, _ = strings.Cut(out.String(), "user.rpc serves at ")
+	address, _, _ = strings.Cut(address, "\n")
+	return service, address
+}
+
+func TestNoCallFailsWhenTheServiceIsToldToEnd(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "userrpc")
+	said, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../userrpc").CombinedOutput()
+	require.NoError(t, err, "%s", said)
+	etcd := startEtcd(t, "")
+	first, at := startService(t, program, etcd)
+	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "2ms")
+	out.waitFor(t, "says "+at)
+	second, also := startService(t, program, etcd)
+	out.waitFor(t, "says "+also)
+
+	began := time.Now()
+	require.NoError(t, first.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, first.Wait())
+	t.Logf("figure: it ended %v after SIGTERM", time.Since(began).Round(time.Millisecond))
+	before := len(out.String())
+	require.Eventually(t, func() bool { return strings.Count(out.String()[before:], "says "+also) >= 10 }, patience, 10*time.Millisecond)
+	assert.NotContains(t, out.String(), "error", "a call failed")
+	require.NoError(t, second.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, second.Wait())
 }
 
 func TestGoesOnWhileThereIsNoInstance(t *testing.T) {

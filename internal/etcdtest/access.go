@@ -292,8 +292,8 @@ func (a *access) setUpAuth(user, pass string) error {
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*callTimeout)
 	defer cancel()
-	if status, err := c.AuthStatus(ctx); err != nil || status.Enabled {
-		return err // the data of WithDir may hold the accounts already
+	if status, err := c.AuthStatus(ctx); err == nil && status.Enabled { // 3.4 has no such request
+		return nil // the data of WithDir may hold the accounts already
 	}
 	if err := addUser(ctx, c, RootUser, RootPass); err != nil {
 		return err

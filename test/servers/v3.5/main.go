@@ -1,0 +1,10 @@
+// An etcd server of another age, for the tests that suit any.
+package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
