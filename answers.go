@@ -65,7 +65,8 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 	l.endHealthLocked()
 	l.clearLeaseLocked()
 	if left != nil {
-		l.clearing, l.nextCame = true, newLatch()
+		came := newLatch()
+		l.clearing, l.nextCame = true, &came
 		l.withdrawn, l.status.Until = false, left.Until
 	}
 	if l.wish.isStopped() {

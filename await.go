@@ -43,10 +43,20 @@ func (l *ledger) unsettledLocked(ctx context.Context, call string, err error) er
 	return fmt.Errorf("%w: %w", late, err)
 }
 
-// drainLocked waits until callers have noticed that the key is gone, for d after that, unless ctx or another one is done first.
-func (l *ledger) drainLocked(ctx, another context.Context, d time.Duration) {
-	left := time.Until(l.gone.Add(d))
-	if d == 0 || l.gone.IsZero() || left <= 0 {
+// drain is the time that callers are given to notice that the key is gone.
+type drain struct {
+	d     time.Duration
+	found bool      // whether callers may have found the key since it was withdrawn last
+	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
+}
+
+// drainLocked waits until callers have noticed that the key is gone, unless ctx or another one is done first.
+func (l *ledger) drainLocked(ctx, another context.Context) {
+	if l.drain == nil || l.drain.gone.IsZero() {
+		return
+	}
+	left := time.Until(l.drain.gone.Add(l.drain.d))
+	if left <= 0 {
 		return
 	}
 	l.mu.Unlock()

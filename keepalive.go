@@ -280,7 +280,7 @@ func (k *keeper) clear(r *registration) error {
 	if gone.IsZero() { // it is not known what is left
 		gone = time.Now().Add(k.opts.ttl)
 	}
-	ctx, cancel := context.WithDeadline(k.nextCame, gone) // which nobody replaces meanwhile
+	ctx, cancel := context.WithDeadline(*k.nextCame, gone) // which nobody replaces meanwhile
 	defer cancel()
 	for retry := backoff.New(); ; {
 		err := r.withdraw(ctx)
@@ -305,7 +305,7 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	if r.isNamed() {
 		k.status.Key = r.key
 	}
-	k.counters.registrations += r.puts - puts
+	k.counters.registrations += int32(r.puts - puts) //nolint:gosec // a few at most
 	if err != nil && isCutShort(ctx) {
 		return err
 	}

@@ -25,23 +25,19 @@ type ledger struct {
 	changed  wakeup // woken when anything that a call waits for has changed
 
 	running   bool   // whether a KeepAlive is under way or in effect
+	clearing  bool   // whether the goroutine withdraws what a KeepAlive that failed has left
+	withdrawn bool   // whether no lease of ours can be left in etcd
+	warned    bool   // whether the log has been told that nobody can reach the value
 	cut       func() // ends the try of a first registration that is under way; nil where none is
 	endHealth func() // ends the health checks; nil where there are none
-	clearing  bool   // whether the goroutine withdraws what a KeepAlive that failed has left
-	next      *start // a KeepAlive that came meanwhile, nil if none did
-	nextCame  latch  // set with it
-
-	outcome error // what Stop could not withdraw
+	next      *start // a KeepAlive that came while clearing, nil if none did
+	nextCame  *latch // set with it
+	drain     *drain // nil where nobody waits for callers to notice
+	outcome   error  // what Stop could not withdraw
 
 	taken     uint64 // the updates when the goroutine took the value last
 	published uint64 // the updates when etcd held the latest value last
 	rejected  uint64 // the updates when etcd refused a value for its size last
-	withdrawn bool   // whether no lease of ours can be left in etcd
-
-	warned bool // whether the log has been told that nobody can reach the value
-
-	found bool      // whether callers may have found the key since it was withdrawn last
-	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
 
 	family family          // of all lease IDs; the goroutine's, but kept here from one to the next
 	held   *etcd.Keepalive // the lease of now, nil where there is none
@@ -237,7 +233,9 @@ func (l *ledger) publishedLocked(takeover bool, refusal error) {
 	} else {
 		l.rejected = l.taken
 	}
-	l.found = true
+	if l.drain != nil {
+		l.drain.found = true
+	}
 	l.enterLocked(StatePublished, refusal)
 }
 
@@ -278,7 +276,7 @@ func (l *ledger) noteLease(held *etcd.Keepalive) {
 // holdLocked notes the lease of now, and when the one before was renewed.
 func (l *ledger) holdLocked(held *etcd.Keepalive) {
 	if l.held != nil {
-		l.counters.renewed = l.held.Asked()
+		l.counters.renewed = l.held.Asked().UnixNano()
 	}
 	l.held = held
 }
@@ -338,8 +336,8 @@ func (l *ledger) noteWithdrawn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.clearLeaseLocked()
-	if l.found {
-		l.found, l.gone = false, time.Now()
+	if l.drain != nil && l.drain.found {
+		l.drain.found, l.drain.gone = false, time.Now()
 	}
 }
 

@@ -98,6 +98,9 @@ func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption
 		opt(p)
 	}
 	p.ledger = newLedger(key, p.opts.knownKey(key), value, newTeller(p.opts.observers, p.opts.logger))
+	if p.opts.drain > 0 {
+		p.drain = &drain{d: p.opts.drain}
+	}
 	p.connect = p.share
 	p.unfollow = func() bool { return true }
 	if life := p.opts.life; life != nil && life.Err() != nil {
@@ -159,7 +162,7 @@ func (p *Publisher) Pause() {
 // the withdrawal then goes on in the background. Use a fresh context: if ctx is done already, the call returns at once,
 // while the key may still be there.
 func (p *Publisher) PauseContext(ctx context.Context) error {
-	drain := ctx
+	whole := ctx
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	p.mu.Lock()
@@ -194,7 +197,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	if err := p.awaitLocked(ctx, "pause", isPaused); err != nil {
 		return err
 	}
-	p.drainLocked(drain, p.wish.resume, p.opts.drain)
+	p.drainLocked(whole, p.wish.resume)
 	if !p.wish.paused {
 		return p.refused("pause", ErrSuperseded)
 	}
@@ -275,7 +278,7 @@ func (p *Publisher) Stop() {
 // that told the process to end, the call returns at once, while the key may still be there. Further calls wait for the same
 // end.
 func (p *Publisher) StopContext(ctx context.Context) error {
-	drain := ctx
+	whole := ctx
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
 	p.beginStop()
@@ -294,7 +297,7 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	if err := p.awaitLocked(ctx, "stop", isStopped); err != nil {
 		return err
 	}
-	p.drainLocked(drain, context.Background(), p.opts.drain)
+	p.drainLocked(whole, context.Background())
 	return nil
 }
 

@@ -36,18 +36,18 @@ type options struct {
 	id              int64
 	hasID           bool
 	exactKey        bool
+	backgroundStart bool
+	hasAccount      bool
+	hasFiles        bool
 	ttl             time.Duration
 	timeout         time.Duration
 	drain           time.Duration
-	backgroundStart bool
 	life            context.Context
 	logger          *slog.Logger
 	observers       []func(Event)
 	health          *healthCheck // nil where there is none
 
-	target     conn.Target // without its endpoints
-	hasAccount bool
-	hasFiles   bool
+	target conn.Target // without its endpoints
 
 	errs []error // of options that were given what cannot be kept here
 }

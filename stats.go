@@ -115,14 +115,14 @@ type Stats struct {
 	LastRegistration time.Duration
 }
 
-// counters are Stats as the ledger keeps them.
+// counters are Stats as the ledger keeps them: small, since a process may have thousands.
 type counters struct {
-	registrations, attempts, failures, conflicts int
+	registrations, attempts, failures, conflicts int32
 
-	losses   [len(causeNames)]int
+	losses   [len(causeNames)]int32
 	lost     bool      // whether the loss of now is counted
 	began    time.Time // when the registration under way began, zero where there is none
-	renewed  time.Time // of leases that are not held any more
+	renewed  int64     // Unix time in nanoseconds, of leases that are not held any more
 	lastTook time.Duration
 }
 
@@ -169,19 +169,21 @@ func (l *ledger) stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := Stats{
-		Registrations:    l.counters.registrations,
-		Attempts:         l.counters.attempts,
-		Failures:         l.counters.failures,
-		Conflicts:        l.counters.conflicts,
+		Registrations:    int(l.counters.registrations),
+		Attempts:         int(l.counters.attempts),
+		Failures:         int(l.counters.failures),
+		Conflicts:        int(l.counters.conflicts),
 		Losses:           map[Cause]int{},
-		LastRenewal:      l.counters.renewed,
 		LastRegistration: l.counters.lastTook,
 	}
 	for cause := CauseLeaseEnded; int(cause) < len(causeNames); cause++ {
-		s.Losses[cause] = l.counters.losses[cause]
+		s.Losses[cause] = int(l.counters.losses[cause])
 	}
-	if l.held != nil {
+	switch {
+	case l.held != nil:
 		s.LastRenewal = l.held.Asked()
+	case l.counters.renewed != 0:
+		s.LastRenewal = time.Unix(0, l.counters.renewed)
 	}
 	return s
 }

@@ -56,11 +56,12 @@ type teller struct {
 	observers []func(Event)
 	unheard   bool // whether nobody hears: there is no observer, and the log is discarded
 
+	telling bool // whether there is a goroutine; guarded by mu, as all below
+
 	mu      sync.Mutex
 	quota   *quota // the connection's, once there is one; nil where none was needed before
 	waiting []Event
 	missed  int
-	telling bool // whether there is a goroutine
 
 	// Only the goroutine touches what follows.
 	trouble  time.Time // when the trouble of now began, zero where all is well
