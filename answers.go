@@ -123,8 +123,12 @@ func (l *ledger) cleared() (next *start, stopped bool) {
 		return nil, true
 	}
 	l.clearLeaseLocked()
-	if l.status.State == StateWithdrawing {
+	switch {
+	case l.status.State != StateWithdrawing:
+	case l.wish.isPaused():
 		l.enterLocked(StatePaused, nil)
+	default: // a Resume came, and a KeepAlive that has not begun
+		l.enterLocked(StateIdle, nil)
 	}
 	return nil, false
 }

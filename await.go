@@ -50,24 +50,14 @@ type drain struct {
 	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
 }
 
-// drainLocked waits until callers have noticed that the key is gone, unless ctx or another one is done first.
-func (l *ledger) drainLocked(ctx, another context.Context) {
+// drainLocked waits until callers have noticed that the key is gone, unless ctx is done first, or it is over.
+func (l *ledger) drainLocked(ctx context.Context, over func() bool) {
 	if l.drain == nil || l.drain.gone.IsZero() {
 		return
 	}
-	left := time.Until(l.drain.gone.Add(l.drain.d))
-	if left <= 0 {
-		return
-	}
-	l.mu.Unlock()
-	defer l.mu.Lock()
-	timer := time.NewTimer(left)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	case <-another.Done():
-	}
+	ctx, cancel := context.WithDeadline(ctx, l.drain.gone.Add(l.drain.d))
+	defer cancel()
+	_ = l.awaitLocked(ctx, "drain", func() (bool, error) { return over(), nil }) // its end is no error
 }
 
 // isPublishedLocked reports whether the wait for an update is over: etcd holds a value at least as new, or an error tells why

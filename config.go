@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"reflect"
@@ -31,6 +32,8 @@ type EtcdConf = Config
 //
 // It is stricter than go-zero's EtcdConf, which ignores a user without a password, two TLS files without the third, and a
 // negative ID.
+//
+//nolint:staticcheck // go-zero's loader needs the tag "optional"
 type Config struct {
 	// Hosts are etcd's endpoints.
 	Hosts []string `json:"Hosts" yaml:"Hosts"`
@@ -40,7 +43,7 @@ type Config struct {
 	ID int64 `json:"ID,omitempty,optional" yaml:"ID,omitempty"`
 	// User and Pass are the etcd account. Give both or neither.
 	User string `json:"User,omitempty,optional" yaml:"User,omitempty"`
-	Pass string `json:"Pass,omitempty,optional" yaml:"Pass,omitempty"`
+	Pass string `json:"Pass,omitempty,optional" yaml:"Pass,omitempty" xml:"-"`
 	// CertFile, CertKeyFile and CACertFile are PEM files for TLS. Give all three or none.
 	CertFile    string `json:"CertFile,omitempty,optional" yaml:"CertFile,omitempty"`
 	CertKeyFile string `json:"CertKeyFile,omitempty,optional" yaml:"CertKeyFile,omitempty"`
@@ -95,12 +98,23 @@ func (c *Config) UnmarshalYAML(unmarshal func(any) error) error {
 }
 
 // MarshalJSON returns what UnmarshalJSON reads, without the password.
-func (c Config) MarshalJSON() ([]byte, error) {
-	c.Pass = ""
-	return json.Marshal(c.written())
+func (c Config) MarshalJSON() ([]byte, error) { return json.Marshal(c.shown()) }
+
+// MarshalYAML returns what UnmarshalYAML reads, without the password.
+func (c Config) MarshalYAML() (any, error) { return c.shown(), nil }
+
+// shown is c as it may be shown: without secrets.
+func (c Config) shown() writtenConfig {
+	shown := c.written()
+	shown.Pass, shown.Hosts = "", nil
+	for _, host := range c.Hosts {
+		shown.Hosts = append(shown.Hosts, conn.Masked(host))
+	}
+	return shown
 }
 
-// String returns the JSON of c, without the password, so that it may be printed.
+// String returns the JSON of c, without the password. A Config in an unexported field of a struct is printed with its password,
+// since fmt calls no methods there.
 func (c Config) String() string {
 	written, err := c.MarshalJSON()
 	if err != nil {
@@ -109,14 +123,11 @@ func (c Config) String() string {
 	return string(written)
 }
 
-// GoString is String, for %#v.
-func (c Config) GoString() string { return c.String() }
+// Format implements [fmt.Formatter]: all verbs write String.
+func (c Config) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, c.String()) }
 
 // LogValue implements [slog.LogValuer]. The password is left out.
-func (c Config) LogValue() slog.Value {
-	c.Pass = ""
-	return slog.AnyValue(c.written())
-}
+func (c Config) LogValue() slog.Value { return slog.AnyValue(c.shown()) }
 
 // decode reads c twice: the names, for decoders differ in what they do with case and with unknown ones, and the values.
 // When it fails, c is as it was.
@@ -252,10 +263,10 @@ func (c Config) validateHosts(reject func(kind error, format string, args ...any
 	}
 	for i, host := range c.Hosts {
 		if err := conn.CheckEndpoint(host); err != nil {
-			reject(ErrEndpoints, "Hosts[%d] is %q: %v", i, host, err)
+			reject(ErrEndpoints, "Hosts[%d] is %q: %v", i, conn.Masked(host), err)
 		}
 		if withTLS && conn.IsPlaintext(host) {
-			reject(ErrTLS, "Hosts[%d]: %q is plaintext, yet TLS was asked for", i, host)
+			reject(ErrTLS, "Hosts[%d]: %q is plaintext, yet TLS was asked for", i, conn.Masked(host))
 		}
 	}
 }

@@ -33,7 +33,7 @@ var (
 	ErrEndpoints = errors.New("bad endpoints")
 	// ErrKey is returned when the key is empty.
 	ErrKey = errors.New("bad key")
-	// ErrValue is returned when the value is empty.
+	// ErrValue is returned when the value is empty, and by GRPCValue for one that cannot be made.
 	ErrValue = errors.New("bad value")
 	// ErrID is returned when the id is not positive.
 	ErrID = errors.New("bad id")
@@ -46,16 +46,16 @@ var (
 	// ErrTLS is returned when a TLS file is missing, unreadable or not PEM, or when an endpoint has the scheme http although
 	// TLS is configured.
 	ErrTLS = errors.New("bad TLS")
-	// ErrOptions is returned when an option or its argument is nil, when two options exclude each other, and by a Publisher
-	// that was not made by NewPublisher.
+	// ErrOptions is returned when an option or its argument is nil, when two options exclude each other, when a drain or a
+	// field of a HealthPolicy is negative, and by a Publisher that was not made by NewPublisher.
 	ErrOptions = errors.New("bad options")
 	// ErrUnknownField is returned when a configuration file has a field that Config does not have. It is usually a typo.
 	ErrUnknownField = errors.New("unknown field")
 )
 
 // WithdrawError is returned when etcd did not confirm within the bound of the call that the key is gone. Its lease is no
-// longer renewed, and the withdrawal is retried in the background: after Pause until Resume, after Stop for one TTL, and
-// after a KeepAlive that failed until the key has expired.
+// longer renewed, and the withdrawal is retried in the background: after Pause until Resume, while the health check fails until
+// it succeeds, after Stop for one TTL, and after a KeepAlive that failed until the key has expired.
 type WithdrawError struct {
 	// Key is the full key.
 	Key string

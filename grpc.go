@@ -4,14 +4,21 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"strconv"
+	"strings"
 )
 
 // GRPCValue returns the value under which gRPC's official etcd resolver, go.etcd.io/etcd/client/v3/naming/resolver, finds addr
-// with metadata, which may be nil: byte by byte what the endpoint manager beside it writes. Publish it with any key, and dial
-// etcd:///<key>. An error wraps ErrValue: addr is not host:port, or is one that nobody can call, or metadata is no JSON.
+// with metadata, which may be nil: byte for byte what the endpoint manager beside it writes. Publish it with any key, and dial
+// etcd:///<key>. It returns an error that wraps ErrValue if addr is not host:port, or cannot be called by others, or if metadata
+// cannot be encoded as JSON.
 func GRPCValue(addr string, metadata any) (string, error) {
-	if _, _, err := net.SplitHostPort(addr); err != nil {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
 		return "", fmt.Errorf("discov: %w: address %q: %w", ErrValue, addr, err)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strings.ContainsAny(host, " \t\r\n/") {
+		return "", fmt.Errorf("discov: %w: address %q: want host:port, the port from 1 to 65535", ErrValue, addr)
 	}
 	if isNowhere(addr) {
 		return "", fmt.Errorf("discov: %w: address %q is one to listen on, not to call", ErrValue, addr)

@@ -50,6 +50,10 @@ func TestAGRPCValueOfBadInputIsAnErrorThatNamesIt(t *testing.T) {
 		{"10.0.0.7", nil, `address "10.0.0.7"`},
 		{"0.0.0.0:8080", nil, `address "0.0.0.0:8080" is one to listen on`},
 		{":8080", nil, `address ":8080" is one to listen on`},
+		{"10.0.0.7:", nil, `address "10.0.0.7:"`},
+		{"10.0.0.7:0", nil, `address "10.0.0.7:0"`},
+		{"10.0.0.7:http", nil, `address "10.0.0.7:http"`},
+		{"a b:1", nil, `address "a b:1"`},
 		{"10.0.0.7:8080", func() {}, `metadata of "10.0.0.7:8080"`},
 	} {
 		_, err := discov.GRPCValue(tried.addr, tried.metadata)
@@ -81,7 +85,7 @@ func serveCalls(t *testing.T) *served {
 	grpc_health_v1.RegisterHealthServer(s.Server, health.NewServer())
 	var serving sync.WaitGroup
 	serving.Go(func() { assert.NoError(t, s.Serve(listener)) })
-	t.Cleanup(func() { s.Server.Stop(); serving.Wait() })
+	t.Cleanup(func() { s.Stop(); serving.Wait() })
 	return s
 }
 

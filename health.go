@@ -10,7 +10,8 @@ import (
 	"github.com/discov-go/discov/internal/backoff"
 )
 
-// HealthPolicy is how often a health check is called, and what follows from it. Fields that are zero have their defaults.
+// HealthPolicy says how often a health check is called and what follows from its results. Fields that are zero have their
+// defaults.
 type HealthPolicy struct {
 	// Interval is the time between two checks, which is jittered. Defaults to 5 s.
 	Interval time.Duration
@@ -66,36 +67,31 @@ type health struct {
 	*ledger
 	check  func(context.Context) error
 	policy HealthPolicy
+	busy   chan struct{}   // holds a token while the check is under way: one at a time, whatever KeepAlive it is for
+	life   context.Context // done when the KeepAlive is not in effect any more
 
-	hanging             <-chan error // of a check that has not returned in time; nil where there is none
-	failures, successes int          // in a row
+	failures, successes int // in a row
 }
 
-func newHealth(l *ledger, of *healthCheck) *health {
-	return &health{ledger: l, check: of.check, policy: of.policy.withDefaults()}
-}
-
-// begin makes the first check, after which the key is withheld if it has failed.
-func (h *health) begin(ctx context.Context) {
-	err := h.ask(ctx)
-	switch {
-	case ctx.Err() != nil: // it tells nothing
-	case err != nil:
+// begin makes the first check, for which a KeepAlive has half of its time, and after which the key is withheld if it has
+// failed.
+func (h *health) begin(bound context.Context) {
+	deadline, _ := bound.Deadline()
+	ctx, cancel := context.WithTimeoutCause(bound, time.Until(deadline)/2, errHangs)
+	defer cancel()
+	defer context.AfterFunc(h.life, cancel)()
+	if err := h.ask(ctx); err != nil {
 		h.failures = h.policy.Failures
 		h.fell(err)
-	default:
+	} else {
 		h.rose()
 	}
 }
 
-// run checks, until ctx is done.
-func (h *health) run(ctx context.Context) {
-	for backoff.Pause(ctx, backoff.Jitter(h.policy.Interval)) {
-		err := h.ask(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		h.note(err)
+// run checks, until the KeepAlive is not in effect any more.
+func (h *health) run() {
+	for backoff.Pause(h.life, backoff.Jitter(h.policy.Interval)) {
+		h.note(h.ask(h.life))
 	}
 }
 
@@ -115,25 +111,21 @@ func (h *health) note(err error) {
 }
 
 // ask calls the check, which is the user's code: on a goroutine of its own, since it may hang. One that hangs is not called
-// again.
+// again before it has returned.
 func (h *health) ask(ctx context.Context) error {
-	if h.hanging != nil {
-		select {
-		case <-h.hanging:
-			h.hanging = nil // what it says is of long ago
-		default:
-			return errHangs
-		}
-	}
 	ctx, cancel := context.WithTimeoutCause(ctx, h.policy.Timeout, errHangs)
 	defer cancel()
+	select {
+	case h.busy <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	answer := make(chan error, 1)
 	go h.call(ctx, answer)
 	select {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-		h.hanging = answer
 		return context.Cause(ctx)
 	}
 }
@@ -144,6 +136,7 @@ func (h *health) call(ctx context.Context, answer chan<- error) {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("it panicked: %v", p)
 		}
+		<-h.busy
 		answer <- err
 	}()
 	err = h.check(ctx)
@@ -153,30 +146,31 @@ func (h *health) call(ctx context.Context, answer chan<- error) {
 func (h *health) fell(why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.running || h.wish.isStopped() {
+	if h.life.Err() != nil {
 		return
 	}
 	again := h.wish.illness != nil
 	h.wish.setIll(fmt.Errorf("discov: %s: %w: %w", h.nameLocked(), errUnhealthy, why))
-	if again {
-		return
-	}
-	if h.status.State == StatePublished {
+	switch {
+	case again && h.status.State == StateUnhealthy:
+		h.noteErrorLocked(h.wish.illness)
+	case again:
+	default:
 		h.counters.lose(CauseUnhealthy)
+		h.cutLocked()
+		h.wakeLocked()
 	}
 	if h.withdrawn && h.status.State == StateRegistering { // connecting
 		h.enterLocked(StateWithdrawing, nil)
 		h.restLocked(nil)
 	}
-	h.cutLocked()
-	h.wakeLocked()
 }
 
 // rose ends that.
 func (h *health) rose() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.wish.illness != nil {
+	if h.life.Err() == nil && h.wish.illness != nil {
 		h.wish.clearIll()
 		h.wakeLocked()
 	}

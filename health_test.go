@@ -3,6 +3,7 @@ package discov
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -220,4 +221,177 @@ func TestAWrongHealthPolicyIsNamed(t *testing.T) {
 		require.ErrorContains(t, err, wrong)
 	}
 	require.ErrorIs(t, NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithHealthCheck(nil, HealthPolicy{})).KeepAlive(), ErrOptions)
+}
+
+// leaveKey makes a KeepAlive fail that has left its key.
+func (f *fakeEtcd) leaveKey(p *Publisher) {
+	f.t.Helper()
+	f.meets(troubles{"put": {after: errReset}, "revoke": {before: errReset}}.of)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var left *WithdrawError
+	require.ErrorAs(f.t, p.KeepAliveContext(ctx), &left)
+	require.True(f.t, f.at(fakeKey).Exists())
+}
+
+func TestAStopDuringTheFirstCheckIsTheEnd(t *testing.T) {
+	for name, left := range map[string]bool{"of the first start": false, "of a start after one that has left its key": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				var slow atomic.Bool
+				events := &EventLog{}
+				p := f.publisher(WithId(7), WithObserver(events.Observe), WithHealthCheck(func(ctx context.Context) error {
+					if slow.Load() {
+						<-ctx.Done()
+					}
+					return nil
+				}, HealthPolicy{Timeout: time.Minute}))
+				if left {
+					f.leaveKey(p)
+				}
+				slow.Store(true)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				kept := later(func() error { return p.KeepAliveContext(ctx) })
+				settle(100 * time.Millisecond)
+				began := time.Now()
+				stopped := later(func() error { return p.StopContext(t.Context()) })
+				settle(10 * time.Millisecond)
+				f.heal()
+				require.NoError(t, <-stopped)
+				require.ErrorIs(t, <-kept, ErrStopped)
+				require.Less(t, time.Since(began), time.Second)
+				settle(time.Minute)
+				require.Equal(t, StateStopped, p.Status().State)
+				require.Empty(t, f.leaseIDs())
+				events.requireDrawn(t)
+			})
+		})
+	}
+}
+
+func TestAKeyThatIsLeftIsNotSaidToBeWithdrawn(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var patient patient
+		p := f.publisher(WithId(7), WithHealthCheck(patient.check, HealthPolicy{}))
+		f.leaveKey(p)
+		patient.ill.Store(true)
+		kept := later(p.KeepAlive)
+		settle(time.Second)
+		require.Equal(t, StateWithdrawing, p.Status().State)
+		require.Error(t, p.PauseContext(deadline(t, time.Second)))
+		require.Equal(t, StateWithdrawing, p.Status().State)
+		f.heal()
+		require.NoError(t, <-kept)
+		settle(time.Second)
+		require.False(t, f.at(fakeKey).Exists())
+		require.Equal(t, StatePaused, p.Status().State)
+		p.Resume()
+		require.Equal(t, StateUnhealthy, p.Status().State)
+		p.Stop()
+	})
+}
+
+func TestAResumeBeforeAStartIsNeverToldAsAPause(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var slow atomic.Bool
+		p := f.publisher(WithId(7), WithHealthCheck(func(context.Context) error {
+			if slow.Load() {
+				time.Sleep(800 * time.Millisecond)
+			}
+			return nil
+		}, HealthPolicy{}))
+		f.leaveKey(p)
+		slow.Store(true)
+		go p.Pause()
+		settle(10 * time.Millisecond)
+		kept := later(p.KeepAlive)
+		settle(10 * time.Millisecond)
+		resumed := later(func() error { return p.ResumeContext(t.Context()) })
+		settle(10 * time.Millisecond)
+		f.heal()
+		settle(200 * time.Millisecond)
+		require.NotEqual(t, StatePaused, p.Status().State)
+		require.NoError(t, <-kept)
+		require.NoError(t, <-resumed)
+		require.Equal(t, StatePublished, p.Status().State)
+		p.Stop()
+	})
+}
+
+func TestNothingIsPublishedBeforeACheckHasSucceeded(t *testing.T) {
+	for name, tried := range map[string]struct {
+		opts   []PubOption
+		policy HealthPolicy
+	}{
+		"the check outlasts the timeout":     {[]PubOption{WithTimeout(time.Second)}, HealthPolicy{}},
+		"so it does in a background start":   {[]PubOption{WithTimeout(time.Second), WithBackgroundStart()}, HealthPolicy{}},
+		"its own timeout is longer":          {nil, HealthPolicy{Timeout: time.Minute}},
+		"longer, in a start in a background": {[]PubOption{WithBackgroundStart()}, HealthPolicy{Timeout: time.Minute}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, f *fakeEtcd) {
+				hangs := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+				p := f.publisher(append(tried.opts, WithId(7), WithHealthCheck(hangs, tried.policy))...)
+				require.NoError(t, p.KeepAlive())
+				settle(time.Minute)
+				require.Equal(t, StateUnhealthy, p.Status().State)
+				require.ErrorContains(t, p.Status().Err, "the health check failed")
+				require.Empty(t, f.requests("put"))
+				p.Stop()
+			})
+		})
+	}
+}
+
+func TestOneCheckIsUnderWayAtMostWhateverKeepAliveItIsFor(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var now, most atomic.Int32
+		release := make(chan struct{})
+		p := f.publisher(WithId(7), WithHealthCheck(func(context.Context) error {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			<-release
+			return nil
+		}, HealthPolicy{}))
+		for range 5 {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(100*time.Millisecond, cancel)
+			require.ErrorIs(t, p.KeepAliveContext(ctx), context.Canceled)
+		}
+		require.EqualValues(t, 1, most.Load())
+		close(release)
+		p.Stop()
+	})
+}
+
+func TestAFailureOfTheCheckIsToldOnceAndTheLatestStaysInStatus(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var n atomic.Int32
+		events := &EventLog{}
+		p := f.publisher(WithId(7), WithObserver(events.Observe), WithHealthCheck(func(context.Context) error {
+			return fmt.Errorf("failure %d", n.Add(1))
+		}, HealthPolicy{}))
+		require.NoError(t, p.KeepAlive())
+		settle(time.Minute)
+		require.ErrorContains(t, p.Status().Err, fmt.Sprint("failure ", n.Load()))
+		require.Equal(t, []State{StateUnhealthy}, events.states())
+		require.Len(t, events.All(), 1)
+		p.Stop()
+	})
+}
+
+func TestAnEndedKeepAlivesCheckDecidesNothingMore(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var patient patient
+		p := f.publisher(WithId(7), WithHealthCheck(patient.check, HealthPolicy{}))
+		life, end := context.WithCancel(t.Context())
+		end()
+		late := &health{ledger: p.ledger, life: life}
+		require.NoError(t, p.KeepAlive())
+		late.fell(errIll)
+		synctest.Wait()
+		require.Equal(t, StatePublished, p.Status().State)
+		p.Stop()
+	})
 }

@@ -305,8 +305,9 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	if r.isNamed() {
 		k.status.Key = r.key
 	}
-	k.counters.registrations += int32(r.puts - puts) //nolint:gosec // a few at most
+	k.counters.registrations += int64(r.puts - puts)
 	if err != nil && isCutShort(ctx) {
+		k.counters.lose(r.causeOfLoss(k.doubt, nil))
 		return err
 	}
 	k.countLossLocked(r, r.puts > puts, err)
@@ -324,10 +325,9 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	return err
 }
 
-// countLossLocked counts that the key was lost, or could not be confirmed, if it was published before.
+// countLossLocked counts that the key was lost, or could not be confirmed.
 func (k *keeper) countLossLocked(r *registration, put bool, err error) {
 	switch {
-	case k.doubt == nil:
 	case r.conflict && err == nil:
 		k.counters.lose(CauseKeyChanged)
 	case put || err != nil:

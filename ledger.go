@@ -208,6 +208,9 @@ func (l *ledger) latest() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.taken = l.wish.updates
+	if l.drain != nil {
+		l.drain.found = true // about to be
+	}
 	return l.wish.value
 }
 
@@ -232,9 +235,6 @@ func (l *ledger) publishedLocked(takeover bool, refusal error) {
 		l.published = l.taken
 	} else {
 		l.rejected = l.taken
-	}
-	if l.drain != nil {
-		l.drain.found = true
 	}
 	l.enterLocked(StatePublished, refusal)
 }
@@ -306,6 +306,13 @@ func (l *ledger) restLocked(err error) {
 	if l.wish.paused {
 		l.enterLocked(StatePaused, err)
 	} else {
+		l.enterUnhealthyLocked(err)
+	}
+}
+
+// enterUnhealthyLocked tells the health check's failure once.
+func (l *ledger) enterUnhealthyLocked(err error) {
+	if l.status.State != StateUnhealthy || err != nil {
 		l.enterLocked(StateUnhealthy, cmp.Or(err, l.wish.illness))
 	}
 }
@@ -336,9 +343,6 @@ func (l *ledger) noteWithdrawn() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.clearLeaseLocked()
-	if l.drain != nil && l.drain.found {
-		l.drain.found, l.drain.gone = false, time.Now()
-	}
 }
 
 // clearLeaseLocked notes that no lease of ours can be left.
@@ -346,6 +350,9 @@ func (l *ledger) clearLeaseLocked() {
 	l.withdrawn = true
 	l.holdLocked(nil)
 	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
+	if l.drain != nil && l.drain.found {
+		l.drain.found, l.drain.gone = false, time.Now()
+	}
 }
 
 // withdrawError is the error for a key that could not be withdrawn, and goes by itself at the time that is given.

@@ -761,6 +761,28 @@ func TestAKeyThatAnotherTakesAndLeavesInAMomentIsTakenBackAtAPace(t *testing.T) 
 	})
 }
 
+func TestAWatchFromBeforeAWipeIsNotHeardAfterIt(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.published(WithId(7))
+		f.meets(func(string) trouble { return trouble{delay: 4 * time.Second} }) // etcd hangs
+		require.Error(t, p.Update(deadline(t, time.Second), "v1"))
+		f.lend(99)
+		for range 5 {
+			f.set(fakeKey, "another's", 99) // of which the watch hears
+		}
+		settle(time.Second)
+		f.down()
+		settle(time.Second)
+		f.wipe()
+		f.heal()
+		f.back()
+		settle(10 * time.Minute)
+		require.Equal(t, StatePublished, p.Status().State)
+		require.Equal(t, "v1", f.at(fakeKey).Value)
+		p.Stop()
+	})
+}
+
 // TestAnySequenceEndsInTheStateAskedForLast is a property test: whatever the user calls and etcd does, once the faults
 // are over etcd is as the user wanted it last, no state was passed on a way that the diagram lacks, no call outlasted its
 // bound, and nothing is left.

@@ -42,7 +42,8 @@ func WithTimeout(timeout time.Duration) PubOption {
 }
 
 // WithDrain makes Stop, Pause and Run wait for d after the key is gone, so that they return once its callers have noticed:
-// stop the server then. d comes on top of the timeout. The deadline of a context ends the wait, not the withdrawal. Use 1 s
+// stop the server then. d comes on top of the timeout. If the context of the call ends, so does the wait, but not the
+// withdrawal. Use 1 s
 // for clients that watch etcd, as go-zero's and gRPC's do, and 6 s for kitex's and hertz's, which read it every 5 s. Defaults
 // to zero.
 func WithDrain(d time.Duration) PubOption {
@@ -119,14 +120,14 @@ func WithContext(ctx context.Context) PubOption {
 	}
 }
 
-// WithBackgroundStart makes KeepAlive return at once and register in the background, for as long as that takes. KeepAlive
-// then reports bad input only. Defaults to off.
+// WithBackgroundStart makes KeepAlive register in the background, for as long as that takes, without waiting for etcd. It still
+// waits for the first health check, if there is one, and reports bad input only. Defaults to off.
 func WithBackgroundStart() PubOption {
 	return func(p *Publisher) { p.opts.backgroundStart = true }
 }
 
-// WithHealthCheck withdraws the key while check fails, and publishes it again once check succeeds. KeepAlive asks it for the
-// first time: if that fails, KeepAlive returns nil, and the key is published once check succeeds. A check that panics, or that
+// WithHealthCheck withdraws the key while check fails, and publishes it again once check succeeds. KeepAlive makes the first
+// check, for which it has half of its bound: if that fails, KeepAlive returns nil, and the key is published once check succeeds. A check that panics, or that
 // does not return within the policy's timeout, has failed; it is not called again before it has returned. The user's Pause
 // overrides it. Defaults to none.
 //

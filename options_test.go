@@ -529,10 +529,11 @@ func TestAVerySlowObserverMissesTheOldestAndIsToldInTheLog(t *testing.T) {
 	log := &LogLines{}
 	release := make(chan struct{})
 	events := &EventLog{}
-	p := published(t, srv.Endpoints(), log.Option(), WithObserver(func(e Event) {
+	p := NewPublisher(srv.Endpoints(), testKey, testValue, log.Option(), WithObserver(func(e Event) {
 		<-release
 		events.Observe(e)
 	}))
+	require.NoError(t, p.KeepAlive())
 	for range 80 {
 		p.Pause()
 		p.Resume()

@@ -18,13 +18,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
 )
 
-// Publisher keeps a key with a value in etcd. Its methods may be called from any number of goroutines, in any order. None
-// blocks for longer than its bound: the deadline of its context, or the timeout (5 s by default) if it has none.
+// Publisher keeps a key with a value in etcd. Its methods may be called from any number of goroutines, in any order. None but
+// Run blocks for longer than its bound: the deadline of its context, or the timeout (5 s by default) if it has none.
+// [WithDrain] adds to the bound of Stop and Pause.
 //
 //	     ┌───────────────── idle ──────────────────────┐
 //	     │ KeepAlive         ▲ KeepAlive failed        │ Pause, Stop
@@ -66,6 +68,7 @@ type Publisher struct {
 	endpoints []string
 	opts      options
 
+	checks chan struct{} // of health checks that are under way, one at most
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
 	connect  func(bound, stop context.Context) (connected, error) // for the goroutine
@@ -100,6 +103,9 @@ func (p *Publisher) make(endpoints []string, key, value string, opts []PubOption
 	p.ledger = newLedger(key, p.opts.knownKey(key), value, newTeller(p.opts.observers, p.opts.logger))
 	if p.opts.drain > 0 {
 		p.drain = &drain{d: p.opts.drain}
+	}
+	if p.opts.health != nil {
+		p.checks = make(chan struct{}, 1)
 	}
 	p.connect = p.share
 	p.unfollow = func() bool { return true }
@@ -197,7 +203,7 @@ func (p *Publisher) PauseContext(ctx context.Context) error {
 	if err := p.awaitLocked(ctx, "pause", isPaused); err != nil {
 		return err
 	}
-	p.drainLocked(whole, p.wish.resume)
+	p.drainLocked(whole, func() bool { return !p.wish.isPaused() })
 	if !p.wish.paused {
 		return p.refused("pause", ErrSuperseded)
 	}
@@ -210,7 +216,8 @@ func (p *Publisher) Resume() {
 	_ = p.ResumeContext(context.Background()) // Status, the log and the observer tell
 }
 
-// ResumeContext is Resume bounded by ctx. An error means that the key was not in etcd in time.
+// ResumeContext is Resume bounded by ctx. An error means that the key was not in etcd in time. While the health check fails,
+// it returns nil although the key is not in etcd.
 func (p *Publisher) ResumeContext(ctx context.Context) error {
 	ctx, cancel := p.bound(ctx)
 	defer cancel()
@@ -239,8 +246,8 @@ func (p *Publisher) ResumeContext(ctx context.Context) error {
 }
 
 // Update replaces the value, under the same key and lease, and returns once the new one is in etcd. The latest value wins,
-// also if it was given during an outage. Before KeepAlive and while paused, Update keeps the value for later and returns
-// nil. A value equal to the latest is not written again.
+// also if it was given during an outage. Before KeepAlive, while paused and while the health check fails, Update keeps the
+// value for later and returns nil. A value equal to the latest is not written again.
 //
 // An error means that the value was not in etcd in time. It is retried in the background, but for these: ErrConflict means
 // that another instance holds the key; a value that is too large for etcd leaves the one before in place; after ErrStopped
@@ -297,7 +304,7 @@ func (p *Publisher) StopContext(ctx context.Context) error {
 	if err := p.awaitLocked(ctx, "stop", isStopped); err != nil {
 		return err
 	}
-	p.drainLocked(whole, context.Background())
+	p.drainLocked(whole, func() bool { return false })
 	return nil
 }
 
@@ -331,6 +338,9 @@ func (p *Publisher) String() string {
 	s := p.Status()
 	return cmp.Or(s.Key, p.prefix) + " " + s.State.String()
 }
+
+// Format implements [fmt.Formatter]: all verbs write String, so that no secret is ever printed.
+func (p *Publisher) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, p.String()) }
 
 // Stats returns the counters. Like Status, it does not block.
 func (p *Publisher) Stats() Stats {

@@ -10,7 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A Status, an Event and a Config are the same record in JSON and in the log: names in lower case, durations with their
+// A Status and an Event are the same record in JSON and in the log: names in lower case, durations with their
 // units, leases as text, since they exceed the integers of JSON's readers, and what is zero left out.
 
 // record is the fields of one.

@@ -3,6 +3,7 @@ package discov
 import (
 	"bytes"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	yamlv3 "go.yaml.in/yaml/v3"
+	yamlv4 "go.yaml.in/yaml/v4"
 )
 
 var (
@@ -70,12 +73,44 @@ func TestAConfigNeverTellsItsPassword(t *testing.T) {
 	slog.New(slog.NewJSONHandler(&lines, nil)).Info("here", "config", config, "pointer", &config)
 	written, err := json.Marshal(struct{ Etcd Config }{config})
 	require.NoError(t, err)
+	v3, err := yamlv3.Marshal(config)
+	require.NoError(t, err)
+	v4, err := yamlv4.Marshal(config)
+	require.NoError(t, err)
 	for _, told := range []string{
-		text.String(), lines.String(), string(written),
+		text.String(), lines.String(), string(written), string(v3), string(v4),
 		fmt.Sprint(config), fmt.Sprintf("%v %+v %#v %s", config, config, config, &config), fmt.Sprintf("%+v", struct{ Etcd Config }{config}),
 	} {
 		require.NotContains(t, told, secret)
 		require.Contains(t, told, "user.rpc")
 		require.Contains(t, told, "10s")
+	}
+	inXML, err := xml.Marshal(config)
+	require.NoError(t, err)
+	require.NotContains(t, string(inXML), secret)
+	for _, verb := range []string{"%d", "%x", "%t", "%q", "%#v"} {
+		require.Equal(t, config.String(), fmt.Sprintf(verb, config))
+	}
+}
+
+func TestAPublisherIsPrintedAsItsKeyAndState(t *testing.T) {
+	p := NewPublisher([]string{"h:1"}, "user.rpc", "v", WithPubEtcdAccount("u", "hunter2"))
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%d", "%x"} {
+		require.Equal(t, "user.rpc idle", fmt.Sprintf(verb, p))
+	}
+}
+
+func TestAPasswordInAnEndpointIsNotTold(t *testing.T) {
+	for _, host := range []string{
+		"http://u:hunter2@etcd:2379", "u:hunter2@etcd:2379", "https://u:hunter2@etcd:2379", "etcd://u:hunter2@etcd:2379",
+		"http://u:hunter2@etcd:23 79", "u:hunter2@etcd",
+	} {
+		config := Config{Hosts: []string{host}, Key: "k"}
+		_, byConfig := config.NewPublisher("v")
+		byPublisher := NewPublisher([]string{host, "https://other:1"}, "k", "v").KeepAlive()
+		for _, told := range []string{byConfig.Error(), byPublisher.Error(), config.String()} {
+			require.NotContains(t, told, "hunter2")
+			require.Contains(t, told, "***@etcd")
+		}
 	}
 }

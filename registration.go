@@ -212,6 +212,7 @@ func (r *registration) noteRev(rev int64) {
 	if rev < r.rev {
 		r.leases.suspicions++
 		r.signs.wentBack = true
+		r.unwatch() // what it tells is of another past
 	}
 	r.rev = rev
 }
@@ -290,9 +291,9 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	if id := r.seen.Lease; r.leases.family.has(id) && !r.leases.isHeld(id) {
 		r.leases.disown(id)
 	}
-	r.signs.key = CauseKeyDeleted
-	if r.seen.Exists() {
-		r.signs.key = CauseKeyChanged
+	ours := r.isOurs()
+	if !ours {
+		r.signs.note(r.seen)
 	}
 	put, now, rev, err := r.store.PutOver(ctx, r.seen, r.write())
 	if err != nil {
@@ -307,7 +308,15 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		return false, nil
 	}
 	r.wrote(rev)
+	if ours {
+		r.puts-- // the value was updated, no more
+	}
 	return true, nil
+}
+
+// isOurs reports whether what was seen is what we put there last, so that it is neither missing nor wrong.
+func (r *registration) isOurs() bool {
+	return r.seen.Exists() && r.leases.isHeld(r.seen.Lease) && r.seen.Value == r.accepted
 }
 
 // isRight reports whether what was seen is what is wanted.

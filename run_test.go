@@ -160,3 +160,60 @@ func TestAResumeOrAStopEndsTheDrainOfAPause(t *testing.T) {
 		})
 	}
 }
+
+func TestAResumeEndsTheDrainOfAPauseWhileIll(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var patient patient
+		p := f.published(WithId(7), WithDrain(time.Minute), WithHealthCheck(patient.check, HealthPolicy{Failures: 1}))
+		patient.ill.Store(true)
+		patient.checked(1)
+		paused := later(func() error { return p.PauseContext(t.Context()) })
+		settle(time.Second)
+		began := time.Now()
+		require.NoError(t, p.ResumeContext(t.Context()))
+		require.ErrorIs(t, <-paused, ErrSuperseded)
+		require.Zero(t, time.Since(began))
+		go p.Stop()
+		settle(2 * time.Minute)
+	})
+}
+
+func TestWhatCallersMayHaveFoundIsDrainedAlsoWhereNobodyHeardThatItWasPut(t *testing.T) {
+	const drain = 3 * time.Second
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.publisher(WithId(7), WithBackgroundStart(), WithDrain(drain))
+		f.meets(troubles{"put": {after: errReset}}.of)
+		require.NoError(t, p.KeepAlive())
+		settle(time.Minute)
+		require.True(t, f.at(fakeKey).Exists())
+		began := time.Now()
+		require.NoError(t, p.StopContext(t.Context()))
+		require.Equal(t, drain, time.Since(began))
+	})
+	inBubble(t, func(t *testing.T, f *fakeEtcd) { // but not for ever after
+		p := f.publisher(WithId(7), WithDrain(drain))
+		f.meets(troubles{"put": {after: errReset}}.of)
+		require.Error(t, p.KeepAlive())
+		settle(time.Hour)
+		f.heal()
+		began := time.Now()
+		p.Pause()
+		require.Zero(t, time.Since(began))
+		p.Stop()
+	})
+}
+
+func TestRunThatIsStoppedReturnsWhenTheKeyIsGone(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		life, end := context.WithCancel(t.Context())
+		p := f.publisher(WithId(7), WithContext(life), WithDrain(3*time.Second))
+		f.meets(troubles{"put": {delay: 100 * time.Millisecond, after: errReset}, "revoke": {delay: time.Second}}.of)
+		ran := later(func() error { return p.Run(t.Context()) })
+		settle(150 * time.Millisecond)
+		require.True(t, f.at(fakeKey).Exists())
+		end()
+		require.ErrorIs(t, <-ran, ErrStopped)
+		require.Equal(t, StateStopped, p.Status().State)
+		require.False(t, f.at(fakeKey).Exists())
+	})
+}

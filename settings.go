@@ -156,10 +156,10 @@ func (o *options) validateEndpoints(endpoints []string) {
 	}
 	for _, endpoint := range endpoints {
 		if err := conn.CheckEndpoint(endpoint); err != nil {
-			o.reject(ErrEndpoints, "%q: %v", endpoint, err)
+			o.reject(ErrEndpoints, "%q: %v", conn.Masked(endpoint), err)
 		}
 		if withTLS && conn.IsPlaintext(endpoint) {
-			o.reject(ErrTLS, "endpoint %q is plaintext, yet TLS was asked for", endpoint)
+			o.reject(ErrTLS, "endpoint %q is plaintext, yet TLS was asked for", conn.Masked(endpoint))
 		}
 	}
 }

@@ -14,7 +14,7 @@ func (p *Publisher) share(bound, stop context.Context) (connected, error) {
 		return connected{}, err
 	}
 	p.teller.share(shared.lines)
-	if shared.target.ShowsPassword() {
+	if shared.target.ShowsPassword() && !p.teller.unheard {
 		shared.warned.Do(func() {
 			p.teller.warnAside("discov: the password goes to etcd in the clear: use TLS", "endpoints", shared.target.String())
 		})
@@ -58,7 +58,10 @@ func (p *Publisher) checkHealth(bound context.Context) *health {
 	if p.opts.health == nil {
 		return nil
 	}
-	h := newHealth(p.ledger, p.opts.health)
+	h := &health{ledger: p.ledger, check: p.opts.health.check, policy: p.opts.health.policy.withDefaults(), busy: p.checks}
+	p.mu.Lock()
+	h.life, p.endHealth = context.WithCancel(p.wish.stop)
+	p.mu.Unlock()
 	h.begin(bound)
 	return h
 }
@@ -67,16 +70,21 @@ func (p *Publisher) checkHealth(bound context.Context) *health {
 func (p *Publisher) start(first *start, h *health) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.wish.isStopped() {
+		p.stoppedBeforeStartLocked(first)
+		return
+	}
 	switch {
 	case !p.wish.isWithheld():
 		p.enterLocked(StateRegistering, nil)
-	case p.wish.illness != nil && !p.wish.paused:
+	case p.wish.paused:
+	case p.withdrawn:
 		p.restLocked(nil)
+	default: // a KeepAlive that failed has left something
+		p.enterLocked(StateWithdrawing, nil)
 	}
 	if h != nil {
-		life, end := context.WithCancel(p.wish.stop)
-		p.endHealth = end
-		go h.run(life)
+		go h.run()
 	}
 	if p.clearing {
 		p.next = first
@@ -85,4 +93,18 @@ func (p *Publisher) start(first *start, h *health) {
 	}
 	k := &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	go k.run(first)
+}
+
+// stoppedBeforeStartLocked ends a KeepAlive that has claimed the Publisher, but started nothing before it was stopped.
+func (p *Publisher) stoppedBeforeStartLocked(first *start) {
+	p.running = false
+	p.endHealthLocked()
+	p.answerLocked(first, p.refused("keep alive", ErrStopped))
+	switch {
+	case p.status.State == StateStopped:
+	case p.clearing:
+		p.enterLocked(StateWithdrawing, nil)
+	default:
+		p.finishStopLocked()
+	}
 }

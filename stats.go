@@ -23,9 +23,10 @@ const (
 	// CauseStoreWentBack means that etcd was wiped or restored to an older state. It may look like CauseLeaseEnded, where it is
 	// the lease that is missed first.
 	CauseStoreWentBack
-	// CauseUnreachable means that etcd did not answer.
+	// CauseUnreachable means that etcd could not be reached, did not answer, or could not serve the request.
 	CauseUnreachable
-	// CauseDenied means that etcd refused: for want of a permission, for its account, for lack of space.
+	// CauseDenied means that etcd refused: for want of a permission, because of the account, for lack of space, or because the
+	// value is too large.
 	CauseDenied
 	// CauseUnhealthy means that the health check failed, so that the key was withdrawn.
 	CauseUnhealthy
@@ -76,6 +77,14 @@ type signs struct {
 	key      Cause // how it was found to be wrong, zero where it was not
 }
 
+// note notes how a key was found that is not as it should be.
+func (s *signs) note(seen etcd.Entry) {
+	s.key = CauseKeyDeleted
+	if seen.Exists() {
+		s.key = CauseKeyChanged
+	}
+}
+
 // causeOfLoss returns why the key was lost, or could not be confirmed: the last sign of a chain is not its cause. It is zero
 // where nothing was lost.
 func (r *registration) causeOfLoss(doubt, err error) Cause {
@@ -98,8 +107,8 @@ type Stats struct {
 	// Registrations is the number of times that the key was put into etcd because it was missing or wrong, or, for an account
 	// that may not read it, might have been.
 	Registrations int
-	// Attempts is the number of times that etcd was made to hold the key, or found to, and Failures the number of those that
-	// failed and were retried, or given up by a KeepAlive.
+	// Attempts is the number of times that the Publisher tried to put or to confirm the key, and Failures the number of
+	// attempts that failed. An attempt that a call cut short is no failure.
 	Attempts, Failures int
 	// Conflicts is the number of times that another instance was found to hold the key.
 	Conflicts int
@@ -107,8 +116,7 @@ type Stats struct {
 	// has an entry for every cause.
 	Losses map[Cause]int
 
-	// LastRenewal is when the latest request that etcd answered by granting or renewing a lease was sent. It is zero before
-	// the first one.
+	// LastRenewal is the time at which the latest answered grant or renewal of a lease was sent. It is zero before the first.
 	LastRenewal time.Time
 	// LastRegistration is how long the latest registration took, from when it was asked for, or its loss was noticed, until the
 	// key was in etcd.
@@ -117,20 +125,21 @@ type Stats struct {
 
 // counters are Stats as the ledger keeps them: small, since a process may have thousands.
 type counters struct {
-	registrations, attempts, failures, conflicts int32
+	registrations, attempts int64
+	failures, conflicts     int32
 
 	losses   [len(causeNames)]int32
-	lost     bool      // whether the loss of now is counted
+	kept     bool      // whether the key is published, and no loss counted since
 	began    time.Time // when the registration under way began, zero where there is none
 	renewed  int64     // Unix time in nanoseconds, of leases that are not held any more
 	lastTook time.Duration
 }
 
-// lose counts a loss, once until the key is published again.
+// lose counts a loss of a key that was published, once until it is so again.
 func (c *counters) lose(why Cause) {
-	if !c.lost && why != 0 {
+	if c.kept && why != 0 {
 		c.losses[why]++
-		c.lost = true
+		c.kept = false
 	}
 }
 
@@ -146,11 +155,11 @@ func (c *counters) publish(put bool) {
 	if put {
 		c.lastTook = time.Since(c.began)
 	}
-	c.settle()
+	c.kept, c.began = true, time.Time{}
 }
 
 // settle notes that nothing is under way.
-func (c *counters) settle() { c.lost, c.began = false, time.Time{} }
+func (c *counters) settle() { c.kept, c.began = false, time.Time{} }
 
 // enter notes a change of state.
 func (c *counters) enter(from, to State) {

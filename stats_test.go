@@ -145,3 +145,72 @@ func TestTheFullKeyIsKnownBeforehandWhereItCanBe(t *testing.T) {
 		require.Equal(t, want, NewPublisher([]string{"127.0.0.1:1"}, "user.rpc", "v", opts...).Status().Key)
 	}
 }
+
+func TestALossIsOfWhatWasPublished(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		var patient patient
+		p := f.published(WithId(7), WithHealthCheck(patient.check, HealthPolicy{}))
+		patient.ill.Store(true)
+		settle(time.Minute)
+		f.lend(99)
+		f.set(fakeKey, "another's", 99)
+		patient.ill.Store(false)
+		settle(time.Minute)
+		require.Equal(t, StateConflict, p.Status().State)
+		f.expire(99)
+		settle(time.Minute)
+		require.Equal(t, StatePublished, p.Status().State)
+		for cause, n := range p.Stats().Losses {
+			require.Equal(t, cause == CauseUnhealthy, n == 1, "%v: %d", cause, n)
+		}
+		p.Stop()
+	})
+}
+
+func TestAnOutageThatAnUpdateMeetsFirstIsALoss(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.published(WithId(7))
+		f.meets(func(string) trouble { return trouble{before: errReset} }) // nothing works, but no watch has ended yet
+		require.Error(t, p.Update(deadline(t, time.Second), "v1"))
+		settle(time.Minute)
+		f.heal()
+		settle(time.Minute)
+		require.Equal(t, StatePublished, p.Status().State)
+		require.Equal(t, 1, p.Stats().Losses[CauseUnreachable])
+		p.Stop()
+	})
+}
+
+func TestAnUpdateIsNoLossAndNoRegistration(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.published(WithId(7))
+		settle(time.Second)
+		before := p.Stats()
+		require.NoError(t, p.Update(t.Context(), "v1"))
+		f.meets(troubles{"get": {delay: 100 * time.Millisecond}}.of)
+		f.mu.Lock()
+		f.endWatchesLocked() // harmless, but it is read again
+		f.mu.Unlock()
+		settle(50 * time.Millisecond)
+		require.NoError(t, p.Update(t.Context(), "v2"))
+		settle(time.Second)
+		after := p.Stats()
+		require.Equal(t, before.Losses, after.Losses)
+		require.Equal(t, before.Registrations, after.Registrations)
+		require.Equal(t, before.LastRegistration, after.LastRegistration)
+		require.Greater(t, after.Attempts, before.Attempts)
+		p.Stop()
+	})
+}
+
+func TestALossWhoseMendIsCutShortIsCounted(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.published(WithId(7))
+		f.meets(troubles{"put": {delay: time.Second}}.of)
+		f.remove(fakeKey)
+		settle(100 * time.Millisecond)
+		p.Pause()
+		require.Equal(t, 1, p.Stats().Losses[CauseKeyDeleted])
+		p.Stop()
+	})
+}

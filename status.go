@@ -75,7 +75,8 @@ type Status struct {
 	// certain to exist until then; in StateWithdrawing and StateIdle it may still exist until then. It is zero if there is
 	// no lease.
 	Until time.Time
-	// Err is the last failure. It is nil once the state that was asked for is reached.
+	// Err is the last failure. It is nil once the state that was asked for is reached. In StateUnhealthy it is why the check
+	// failed.
 	Err error
 }
 

@@ -2,12 +2,13 @@
 //
 //	addr, err := advertise.Addr(listener.Addr().String())
 //
-// An address to listen on, as ":8080", is none to call. What is published has to be right for those who read it, so there is
-// an error rather than a guess.
+// An address to listen on, such as ":8080", cannot be called by others. What is published has to be right for those who read it,
+// so an error is returned rather than a guess.
 package advertise
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -140,18 +141,22 @@ func (c choice) host(own string) (string, error) {
 
 // named is a host that the environment names.
 func named(variable, name string) (string, error) {
-	ip, err := netip.ParseAddr(name)
-	if err == nil {
-		if ip.IsUnspecified() {
-			return "", fmt.Errorf("%s is %q, which nobody can call", variable, name)
-		}
-		return ip.String(), nil
-	}
-	if strings.ContainsAny(name, ":/[] \t") {
+	ip, _ := netip.ParseAddr(name) // not valid where it is a name
+	switch {
+	case !ip.IsValid() && !isName(name):
 		return "", fmt.Errorf("%s is %q: want a host or an IP address, without a port", variable, name)
+	case !ip.IsValid():
+		return name, nil
 	}
-	return name, nil
+	host, err := choice{loopback: true}.usable(ip)
+	if err != nil {
+		return "", fmt.Errorf("%s is %q: %w", variable, name, err)
+	}
+	return host, nil
 }
+
+// isName reports whether it may be the name of a host.
+func isName(name string) bool { return !strings.ContainsAny(name, "*:/[]@ \t\r\n") }
 
 func (c choice) podIP(name string) (string, error) {
 	ip, err := netip.ParseAddr(name)
@@ -162,8 +167,11 @@ func (c choice) podIP(name string) (string, error) {
 }
 
 func (c choice) byName(name string) (string, error) {
-	if name == "localhost" && !c.loopback {
-		return "", errors.New("only this machine can call localhost")
+	switch {
+	case !isName(name):
+		return "", fmt.Errorf("host %q: want a name or an IP address", name)
+	case strings.EqualFold(name, "localhost") && !c.loopback:
+		return "", fmt.Errorf("only this machine can call %s", name)
 	}
 	return name, nil
 }
@@ -285,7 +293,7 @@ func (machine) addrs(name string) ([]netip.Addr, error) {
 // outward asks the machine for its route to an address that is nobody's. Nothing is sent.
 func (machine) outward(network string) (netip.Addr, error) {
 	nobody := map[string]string{"udp4": "192.0.2.1:9", "udp6": "[2001:db8::1]:9"}[network]
-	conn, err := net.Dial(network, nobody)
+	conn, err := new(net.Dialer).DialContext(context.Background(), network, nobody)
 	if err != nil {
 		return netip.Addr{}, err
 	}

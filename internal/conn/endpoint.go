@@ -44,22 +44,32 @@ func isLocal(endpoint string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// Masked returns an endpoint without the user and password that it may have by mistake.
+func Masked(endpoint string) string {
+	if i := strings.LastIndex(endpoint, "@"); i >= 0 {
+		return "***" + endpoint[i:]
+	}
+	return endpoint
+}
+
 // CheckEndpoint returns what is wrong with one endpoint.
 func CheckEndpoint(endpoint string) error {
-	switch scheme := schemeOf(endpoint); scheme {
-	case "":
+	switch scheme := schemeOf(endpoint); {
+	case strings.Contains(endpoint, "@") && scheme != "unix" && scheme != "unixs":
+		return errors.New("want no user and no password in it")
+	case scheme == "":
 		return checkHostPort(endpoint)
-	case "unix", "unixs":
+	case scheme == "unix", scheme == "unixs":
 		if strings.TrimLeft(strings.TrimPrefix(endpoint, scheme+":"), "/") == "" {
 			return errors.New("no socket path")
 		}
 		return nil
-	case "http", "https":
+	case scheme == "http", scheme == "https":
 		u, err := url.Parse(endpoint)
 		if err != nil {
 			return errors.Unwrap(err)
 		}
-		if u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		if u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 			return errors.New("want no more than scheme://host:port")
 		}
 		return checkHostPort(u.Host)
@@ -71,7 +81,7 @@ func CheckEndpoint(endpoint string) error {
 func checkHostPort(hostPort string) error {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
-		return fmt.Errorf("want host:port: %w", err)
+		return fmt.Errorf("want host:port: %s", why(err))
 	}
 	if host == "" || strings.ContainsAny(host, " \t\r\n/") {
 		return fmt.Errorf("bad host %q", host)
@@ -82,15 +92,24 @@ func checkHostPort(hostPort string) error {
 	return nil
 }
 
+// why is an error without the address that it names, which may have a password.
+func why(err error) string {
+	var addr *net.AddrError
+	if errors.As(err, &addr) {
+		return addr.Err
+	}
+	return err.Error()
+}
+
 // CheckTogether returns what is wrong with endpoints as those of one client, which all get TLS or none. withTLS is whether
 // it was asked for besides.
 func CheckTogether(endpoints []string, withTLS bool) error {
 	first := slices.Min(endpoints)
 	if _, err := url.Parse("etcd:///" + first); err != nil { // the client makes its target of the first
-		return fmt.Errorf("%q: %w", first, errors.Unwrap(err))
+		return fmt.Errorf("%q: %w", Masked(first), errors.Unwrap(err))
 	}
 	if !withTLS && slices.ContainsFunc(endpoints, isSecure) && !allSecure(endpoints) {
-		return fmt.Errorf("some say https and some do not: %s", strings.Join(endpoints, ", "))
+		return fmt.Errorf("some say https and some do not: %s", Masked(strings.Join(endpoints, ", ")))
 	}
 	return nil
 }
