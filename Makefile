@@ -123,7 +123,11 @@ cross: ## Vet for 32-bit machines, ARM, Windows and macOS, and run a quick part 
 	echo "test as a 386 binary"; \
 	GOARCH=386 go test -run "^($$quick|$(QUICK_TESTS))$$" .
 
-# A vulnerability database is on the network alone: go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+# The database of known faults is on the network alone, so this is not in .ci/run.
+.PHONY: vulncheck
+vulncheck: ## Tell which dependencies have known faults; this needs a network.
+	go run golang.org/x/vuln/cmd/govulncheck@latest ./...
+
 .PHONY: outdated
 outdated: ## Tell which of the direct dependencies have a newer release.
 	@go list -m -u -f '{{if and (not .Indirect) .Update}}{{.Path}} {{.Version}}, {{.Update.Version}} is there{{end}}' all | grep . || echo 'none is behind'

@@ -73,10 +73,15 @@ func TestPoliteAtRest(t *testing.T) {
 	t.Parallel()
 	p := newPolite(t, onServer, defaultTTL)
 	p.begin()
+	since := time.Now()
 	time.Sleep(restTime)
+	streams := 1                                                      // the stream, if it was not open yet
+	if p.meter.allowance(since, time.Now()) >= 100*time.Millisecond { // a machine that is as late looks like a slow etcd
+		streams = 8
+	}
 	p.requireAsked("at rest", map[string]int{
 		"Txn":                2, // one for all keys, every 30 s
-		"LeaseKeepAlive":     1, // the stream, if it was not open yet
+		"LeaseKeepAlive":     streams,
 		"LeaseKeepAlive.msg": politeSize * (beatsIn(restTime) + 1),
 	})
 }

@@ -126,7 +126,7 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 	}{
 		"until its answer":                         {takes: 2 * time.Second, granted: true, call: usual.Call, returns: 2 * time.Second},
 		"or until its bound":                       {takes: never, call: 2 * time.Second, returns: 2 * time.Second},
-		"which it has also where others have none": {takes: never, returns: askAgain/2 + askAgain},
+		"which it has also where others have none": {takes: never, returns: askAgain/2 + outlastLeast},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, f *fakeEtcd) {
