@@ -195,6 +195,18 @@ func TestAKeepAliveThatIsCancelledDuringItsHealthCheckSaysSo(t *testing.T) {
 	})
 }
 
+func TestAResumeBeforeThePauseIsHeardIsNoHealthCheck(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		p := f.publisher(WithId(7))
+		p.wish.setPaused()
+		p.enter(StatePaused, nil)
+		p.wish.clearPaused()
+		p.rest() // as the goroutine does that has not heard it
+		require.Equal(t, StatePaused, p.Status().State)
+		p.Stop()
+	})
+}
+
 func TestASecondKeepAliveChecksNothing(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		var patient patient

@@ -303,10 +303,12 @@ func (l *ledger) rest() {
 
 // restLocked enters the state of a key that is withheld, with a failure that there may be, or else the health check's.
 func (l *ledger) restLocked(err error) {
-	if l.wish.paused {
+	switch {
+	case l.wish.paused:
 		l.enterLocked(StatePaused, err)
-	} else {
+	case l.wish.illness != nil:
 		l.enterUnhealthyLocked(err)
+	default: // it is wanted again, which the goroutine hears in a moment
 	}
 }
 

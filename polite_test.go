@@ -75,12 +75,13 @@ func TestPoliteAtRest(t *testing.T) {
 	p.begin()
 	since := time.Now()
 	time.Sleep(restTime)
-	streams := 1                                                      // the stream, if it was not open yet
+	streams, reads := 1, 0                                            // the stream, if it was not open yet
 	if p.meter.allowance(since, time.Now()) >= 100*time.Millisecond { // a machine that is as late looks like a slow etcd
-		streams = 8
+		streams, reads = 8, politeSize
 	}
 	p.requireAsked("at rest", map[string]int{
 		"Txn":                2, // one for all keys, every 30 s
+		"Range":              reads,
 		"LeaseKeepAlive":     streams,
 		"LeaseKeepAlive.msg": politeSize * (beatsIn(restTime) + 1),
 	})
