@@ -3,9 +3,8 @@ package discov
 import (
 	"encoding/json"
 	"fmt"
-	"net"
-	"strconv"
-	"strings"
+
+	"github.com/discov-go/discov/internal/conn"
 )
 
 // GRPCValue returns the value under which gRPC's official etcd resolver, go.etcd.io/etcd/client/v3/naming/resolver, finds addr
@@ -13,15 +12,11 @@ import (
 // etcd:///<key>. It returns an error that wraps ErrValue if addr is not host:port, or cannot be called by others, or if metadata
 // cannot be encoded as JSON.
 func GRPCValue(addr string, metadata any) (string, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return "", fmt.Errorf("discov: %w: address %q: %w", ErrValue, addr, err)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || strings.ContainsAny(host, " \t\r\n/") {
-		return "", fmt.Errorf("discov: %w: address %q: want host:port, the port from 1 to 65535", ErrValue, addr)
-	}
 	if isNowhere(addr) {
 		return "", fmt.Errorf("discov: %w: address %q is one to listen on, not to call", ErrValue, addr)
+	}
+	if err := conn.CheckHostPort(addr); err != nil {
+		return "", fmt.Errorf("discov: %w: address %q: %w", ErrValue, addr, err)
 	}
 	value, err := json.Marshal(struct {
 		Op       uint8 // 0, to add it

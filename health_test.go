@@ -235,14 +235,12 @@ func TestAWrongHealthPolicyIsNamed(t *testing.T) {
 	require.ErrorIs(t, NewPublisher([]string{"127.0.0.1:1"}, "k", "v", WithHealthCheck(nil, HealthPolicy{})).KeepAlive(), ErrOptions)
 }
 
-// leaveKey makes a KeepAlive fail that has left its key.
+// leaveKey calls a KeepAlive that fails and leaves its key.
 func (f *fakeEtcd) leaveKey(p *Publisher) {
 	f.t.Helper()
-	f.meets(troubles{"put": {after: errReset}, "revoke": {before: errReset}}.of)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
+	f.meets(leavesKey.of)
 	var left *WithdrawError
-	require.ErrorAs(f.t, p.KeepAliveContext(ctx), &left)
+	require.ErrorAs(f.t, p.KeepAliveContext(deadline(f.t, time.Second)), &left)
 	require.True(f.t, f.at(fakeKey).Exists())
 }
 

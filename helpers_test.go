@@ -216,7 +216,7 @@ func judge(t *testing.T) func(took, bound time.Duration) bool {
 }
 
 // deadline is a context with one.
-func deadline(t *testing.T, d time.Duration) context.Context {
+func deadline(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)

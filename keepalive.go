@@ -182,9 +182,6 @@ func (k *keeper) newRegistration(on store, before *registration) *registration {
 		bell:       k.wish.bell,
 	}
 	r.use(on)
-	if r.isNamed() {
-		k.noteKey(r.fullKey())
-	}
 	return r
 }
 

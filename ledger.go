@@ -255,13 +255,6 @@ func (l *ledger) lost(why error) {
 	}
 }
 
-// noteKey notes the full key, once that is known.
-func (l *ledger) noteKey(key string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.status.Key = key
-}
-
 // noteLease notes a lease that was granted or, where it is nil, that the one before was lost.
 func (l *ledger) noteLease(held *etcd.Keepalive) {
 	l.mu.Lock()

@@ -281,9 +281,12 @@ func TestAKeyThatAFailedKeepAliveMayHaveLeftIsToldUntilItIsGone(t *testing.T) {
 	})
 }
 
-// leftKey is a Publisher whose KeepAlive has failed and left its key, for a minute.
+// leavesKey makes a KeepAlive fail that has left its key.
+var leavesKey = troubles{"put": {after: errReset}, "revoke": {before: errRefused}}
+
+// leftKey is a Publisher whose KeepAlive will fail and leave its key, for a minute.
 func (f *fakeEtcd) leftKey(opts ...PubOption) *Publisher {
-	f.meets(troubles{"put": {after: errReset}, "revoke": {before: errRefused}}.of)
+	f.meets(leavesKey.of)
 	return f.publisher(append([]PubOption{WithId(7), WithTTL(time.Minute)}, opts...)...)
 }
 

@@ -43,9 +43,8 @@ func WithTimeout(timeout time.Duration) PubOption {
 
 // WithDrain makes Stop, Pause and Run wait for d after the key is gone, so that they return once its callers have noticed:
 // stop the server then. d comes on top of the timeout. If the context of the call ends, so does the wait, but not the
-// withdrawal. Use 1 s
-// for clients that watch etcd, as go-zero's and gRPC's do, and 6 s for kitex's and hertz's, which read it every 5 s. Defaults
-// to zero.
+// withdrawal. Use 1 s for clients that watch etcd, as go-zero's and gRPC's do, and 6 s for kitex's and hertz's, which read it
+// every 5 s. Defaults to zero.
 func WithDrain(d time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.drain = d }
 }

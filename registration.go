@@ -236,6 +236,7 @@ func (r *registration) put(ctx context.Context) error {
 		return r.failed("put", err)
 	}
 	r.wrote(rev)
+	r.puts++
 	return nil
 }
 
@@ -262,7 +263,6 @@ func (r *registration) wrote(rev int64) {
 	r.seen = etcd.Entry{Value: r.value, Lease: r.leases.held.ID, Rev: rev}
 	r.noteRev(rev)
 	r.noteHeld()
-	r.puts++
 }
 
 // noteHeld notes that etcd holds what is wanted.
@@ -291,8 +291,8 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 	if id := r.seen.Lease; r.leases.family.has(id) && !r.leases.isHeld(id) {
 		r.leases.disown(id)
 	}
-	ours := r.isOurs()
-	if !ours {
+	isUpdate := r.holds(r.accepted)
+	if !isUpdate {
 		r.signs.note(r.seen)
 	}
 	put, now, rev, err := r.store.PutOver(ctx, r.seen, r.write())
@@ -308,20 +308,18 @@ func (r *registration) mend(ctx context.Context) (done bool, err error) {
 		return false, nil
 	}
 	r.wrote(rev)
-	if ours {
-		r.puts-- // the value was updated, no more
+	if !isUpdate {
+		r.puts++
 	}
 	return true, nil
 }
 
-// isOurs reports whether what was seen is what we put there last, so that it is neither missing nor wrong.
-func (r *registration) isOurs() bool {
-	return r.seen.Exists() && r.leases.isHeld(r.seen.Lease) && r.seen.Value == r.accepted
-}
-
 // isRight reports whether what was seen is what is wanted.
-func (r *registration) isRight() bool {
-	return r.seen.Exists() && r.leases.isHeld(r.seen.Lease) && r.seen.Value == r.value
+func (r *registration) isRight() bool { return r.holds(r.value) }
+
+// holds reports whether what was seen is this value under the lease held.
+func (r *registration) holds(value string) bool {
+	return r.seen.Exists() && r.leases.isHeld(r.seen.Lease) && r.seen.Value == value
 }
 
 // isAnothers reports whether what was seen is held by another instance: by a lease that is none of ours. A key without a

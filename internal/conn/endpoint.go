@@ -58,7 +58,7 @@ func CheckEndpoint(endpoint string) error {
 	case strings.Contains(endpoint, "@") && scheme != "unix" && scheme != "unixs":
 		return errors.New("want no user and no password in it")
 	case scheme == "":
-		return checkHostPort(endpoint)
+		return CheckHostPort(endpoint)
 	case scheme == "unix", scheme == "unixs":
 		if strings.TrimLeft(strings.TrimPrefix(endpoint, scheme+":"), "/") == "" {
 			return errors.New("no socket path")
@@ -72,13 +72,14 @@ func CheckEndpoint(endpoint string) error {
 		if u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 			return errors.New("want no more than scheme://host:port")
 		}
-		return checkHostPort(u.Host)
+		return CheckHostPort(u.Host)
 	default:
 		return fmt.Errorf("unknown scheme %q", scheme)
 	}
 }
 
-func checkHostPort(hostPort string) error {
+// CheckHostPort returns what is wrong with an address to call.
+func CheckHostPort(hostPort string) error {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
 		return fmt.Errorf("want host:port: %s", why(err))
