@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -157,10 +158,14 @@ func TestARefusalNamesItsCauseWithinTheBound(t *testing.T) {
 			took := time.Since(began)
 			t.Logf("%v: %v", took.Round(time.Millisecond), err)
 			require.Error(t, err)
-			require.True(t, inTime(took, bound))
+			require.True(t, inTime(took, bound-slack), "the clean-up is within the bound")
 			require.ErrorContains(t, err, c.mentions)
 			require.ErrorContains(t, err, "discov: ")
 			require.ErrorContains(t, err, testFullKey)
+			var notYet *WithdrawError
+			if errors.As(err, &notYet) { // so late is the machine that the bound came before the goroutine's answer
+				etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == StateIdle }, "idle")
+			}
 			s := p.Status()
 			require.ErrorContains(t, s.Err, c.mentions)
 			require.Equal(t, StateIdle, s.State)

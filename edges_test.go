@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -241,7 +242,7 @@ func TestAZeroPublisherIsBadInputAndNeverPanics(t *testing.T) {
 		"StopContext":     (*Publisher).StopContext,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				began := time.Now()
 				var p Publisher
 				require.NoError(t, call(&p, t.Context()))

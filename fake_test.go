@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -79,7 +80,7 @@ func (t troubles) of(op string) trouble { return t[op] }
 // inBubble runs a test against a fake in virtual time.
 func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) { test(t, newFakeEtcd(t)) })
+	bubble.Test(t, func(t *testing.T) { test(t, newFakeEtcd(t)) })
 }
 
 func newFakeEtcd(t testing.TB) *fakeEtcd {

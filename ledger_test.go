@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -16,7 +17,7 @@ func init() {
 }
 
 func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		log := &LogLines{}
 		l := newLedger("user.rpc", "", "v0", newTeller(nil, log.logger()))
 		require.PanicsWithValue(t, "idle -> published is not in the diagram", func() { l.enter(StatePublished, nil) })
@@ -27,7 +28,7 @@ func TestAnUndrawnChangeOfStateIsToldTakesPlaceAndFailsTests(t *testing.T) {
 }
 
 func TestADrawnChangeOfStateIsNoBug(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		log := &LogLines{}
 		l := newLedger("user.rpc", "", "v0", newTeller(nil, log.logger()))
 		for _, to := range []State{StateRegistering, StatePublished, StateWithdrawing, StateStopped} {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -338,7 +339,7 @@ func TestAKeyThatAFailedKeepAliveHasLeftIsNeverSaidToBeGone(t *testing.T) {
 }
 
 func TestAKeepAliveThatFailsLeavesATenthOfItsBoundToTheCleanUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		for range 20 { // the back-off is jittered
 			f := newFakeEtcd(t)
 			f.meets(troubles{"put": {before: rpctypes.ErrNoLeader}, "revoke": {delay: 400 * time.Millisecond}}.of)
@@ -459,7 +460,7 @@ func TestPauseWhileABackgroundStartConnectsIsDone(t *testing.T) {
 }
 
 func TestAStopThatDoesNotWaitAllowsForTheRenewalThatIsUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		for range 20 { // a renewal that is given up may be applied or not
 			f := newFakeEtcd(t)
 			p := f.published(WithId(7))
@@ -796,7 +797,7 @@ func TestAnySequenceEndsInTheStateAskedForLast(t *testing.T) {
 	}
 	for seed := range uint64(seeds) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { newScenario(t, seed).run() })
+			bubble.Test(t, func(t *testing.T) { newScenario(t, seed).run() })
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/auth"
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -18,7 +19,7 @@ import (
 )
 
 func TestOneLoginServesAllWhoWaitForIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Second}
 		c := connect(t, e, testLogin, "")
 		require.False(t, c.IsLoggingIn())
@@ -44,7 +45,7 @@ func TestOneLoginServesAllWhoWaitForIt(t *testing.T) {
 }
 
 func TestALoginGoesOnWhenNobodyWaitsForItAnyMore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Second}
 		c := connect(t, e, testLogin, "")
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second/2)
@@ -58,7 +59,7 @@ func TestALoginGoesOnWhenNobodyWaitsForItAnyMore(t *testing.T) {
 }
 
 func TestALoginThatTakesAMinuteFails(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Hour}
 		c := connect(t, e, testLogin, "")
 		began := time.Now()
@@ -70,7 +71,7 @@ func TestALoginThatTakesAMinuteFails(t *testing.T) {
 }
 
 func TestALoginThatFailsInPassingIsMadeAgainByTheNext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{refusal: rpctypes.ErrGRPCNoLeader}
 		c := connect(t, e, testLogin, "")
 		require.ErrorIs(t, etcd.Plain(c.get(t.Context())), rpctypes.ErrNoLeader)
@@ -81,7 +82,7 @@ func TestALoginThatFailsInPassingIsMadeAgainByTheNext(t *testing.T) {
 }
 
 func TestATokenOfAnotherConnectionsNeedsNoLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{}
 		c := connect(t, e, testLogin, "another's")
 		require.NoError(t, c.get(t.Context()))
@@ -91,7 +92,7 @@ func TestATokenOfAnotherConnectionsNeedsNoLogin(t *testing.T) {
 }
 
 func TestAnEtcdWithoutAuthNeedsNoToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{refusal: rpctypes.ErrGRPCAuthNotEnabled}
 		c := connect(t, e, testLogin, "")
 		for range 3 {
@@ -119,7 +120,7 @@ func TestATokenThatIsRejectedIsReplacedAndTheCallMadeAgain(t *testing.T) {
 		"auth was switched on": rpctypes.ErrGRPCUserEmpty,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				e := &server{bcrypt: 100 * time.Millisecond, answer: onlyNew("t1", rejection)}
 				c := connect(t, e, testLogin, "old")
 				done := make(chan error, 20)
@@ -139,7 +140,7 @@ func TestATokenThatIsRejectedIsReplacedAndTheCallMadeAgain(t *testing.T) {
 }
 
 func TestANewTokenThatIsRejectedIsToldInOtherWords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCInvalidAuthToken)}
 		c := connect(t, e, testLogin, "old")
 		err := c.get(t.Context())
@@ -152,7 +153,7 @@ func TestANewTokenThatIsRejectedIsToldInOtherWords(t *testing.T) {
 }
 
 func TestAnErrorThatATokenCannotMendIsTheCallersOwn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCPermissionDenied)}
 		c := connect(t, e, testLogin, "old")
 		require.ErrorIs(t, etcd.Plain(c.get(t.Context())), rpctypes.ErrPermissionDenied)
@@ -162,7 +163,7 @@ func TestAnErrorThatATokenCannotMendIsTheCallersOwn(t *testing.T) {
 }
 
 func TestARefusedPasswordIsNotTriedAgainForATwentiethOfTheTimeOfRefusal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: 60 * time.Millisecond}
 		c := connect(t, e, auth.Login{User: "u", Pass: "wrong"}, "")
 		for began := time.Now(); time.Since(began) < 10*time.Minute; time.Sleep(10 * time.Millisecond) {
@@ -181,7 +182,7 @@ func TestARefusedPasswordIsNotTriedAgainForATwentiethOfTheTimeOfRefusal(t *testi
 }
 
 func TestAPasswordThatIsGoodAgainIsNoticedAndForgiven(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{refusal: rpctypes.ErrGRPCAuthFailed}
 		c := connect(t, e, testLogin, "")
 		require.Error(t, c.get(t.Context()))
@@ -204,7 +205,7 @@ func TestAPasswordThatIsGoodAgainIsNoticedAndForgiven(t *testing.T) {
 }
 
 func TestACallWithoutTokenWaitsForNoLogin(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Minute}
 		c := connect(t, e, testLogin, "")
 		require.NoError(t, c.get(auth.WithoutToken(t.Context())))
@@ -217,7 +218,7 @@ func TestACallWithoutTokenWaitsForNoLogin(t *testing.T) {
 }
 
 func TestALoginWaitsForTheConnection(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{}
 		ctx, leave := context.WithCancel(t.Context())
 		down := errors.New("there is no way")
@@ -232,7 +233,7 @@ func TestALoginWaitsForTheConnection(t *testing.T) {
 }
 
 func TestAConnectionThatIsGivenUpLogsInNoMore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Minute}
 		c := connect(t, e, testLogin, "")
 		done := make(chan error, 20)
@@ -261,7 +262,7 @@ func TestANilAccountIsThatOfAConnectionWithoutOne(t *testing.T) {
 }
 
 func TestAnythingThatEtcdItselfSaysIsAnAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{}
 		cc := serve(t, e)
 		require.True(t, auth.IsAnswered(t.Context(), cc))

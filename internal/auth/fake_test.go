@@ -52,7 +52,9 @@ func (e *server) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*
 	e.logins = append(e.logins, time.Now())
 	n, bcrypt, refusal := len(e.logins), e.bcrypt, e.refusal
 	e.mu.Unlock()
-	backoff.Pause(ctx, bcrypt)
+	if !backoff.Pause(ctx, bcrypt) {
+		return nil, ctx.Err()
+	}
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -81,7 +83,9 @@ func (e *server) judge(ctx context.Context, key string) error {
 	e.keys[key]++
 	answer, hangs, delay := e.answer, e.hangs != nil && e.hangs(token, key), e.delay
 	e.mu.Unlock()
-	backoff.Pause(ctx, delay)
+	if !backoff.Pause(ctx, delay) {
+		return ctx.Err()
+	}
 	if hangs {
 		<-ctx.Done()
 		return ctx.Err()

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -33,7 +34,7 @@ func (c *connection) watch(t *testing.T) pb.Watch_WatchClient {
 }
 
 func TestAStreamGetsAToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{bcrypt: time.Second}
 		c := connect(t, e, testLogin, "")
 		_, err := c.keepAlive(t).Recv()
@@ -46,7 +47,7 @@ func TestAStreamGetsAToken(t *testing.T) {
 }
 
 func TestAStreamThatIsRefusedForItsTokenLetsTheNextHaveAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCInvalidAuthToken)}
 		c := connect(t, e, testLogin, "old")
 		one, other := c.keepAlive(t), c.keepAlive(t)
@@ -61,7 +62,7 @@ func TestAStreamThatIsRefusedForItsTokenLetsTheNextHaveAnother(t *testing.T) {
 }
 
 func TestAStreamThatIsRefusedLateTakesNoNewTokenAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCInvalidAuthToken)}
 		c := connect(t, e, testLogin, "old")
 		late := c.keepAlive(t)
@@ -73,7 +74,7 @@ func TestAStreamThatIsRefusedLateTakesNoNewTokenAway(t *testing.T) {
 }
 
 func TestAStreamThatEndsForAnotherReasonKeepsItsToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCPermissionDenied)}
 		c := connect(t, e, testLogin, "good")
 		_, err := c.keepAlive(t).Recv()
@@ -83,7 +84,7 @@ func TestAStreamThatEndsForAnotherReasonKeepsItsToken(t *testing.T) {
 }
 
 func TestAWatchThatIsRefusedForItsTokenEndsTheStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("t1", rpctypes.ErrGRPCAuthOldRevision)}
 		c := connect(t, e, testLogin, "old")
 		stream := c.watch(t)
@@ -99,7 +100,7 @@ func TestAWatchThatIsRefusedForItsTokenEndsTheStream(t *testing.T) {
 }
 
 func TestAWatchThatIsDeniedLeavesTheStreamToTheOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{answer: onlyNew("none", rpctypes.ErrGRPCPermissionDenied)}
 		c := connect(t, e, testLogin, "good")
 		stream := c.watch(t)
@@ -112,7 +113,7 @@ func TestAWatchThatIsDeniedLeavesTheStreamToTheOthers(t *testing.T) {
 }
 
 func TestAStreamWhoseTokenHangsEndsAndTheNextHasAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old")}
 		c := connect(t, e, testLogin, "old")
 		began := time.Now()
@@ -131,7 +132,7 @@ func TestAStreamWhoseTokenHangsEndsAndTheNextHasAnother(t *testing.T) {
 }
 
 func TestAStreamThatWaitsForNoAnswerSuspectsNoToken(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{}
 		c := connect(t, e, testLogin, "good")
 		stream := c.watch(t)
@@ -150,7 +151,7 @@ func TestAStreamThatWaitsForNoAnswerSuspectsNoToken(t *testing.T) {
 }
 
 func TestAStreamThatCannotBeOpenedLeavesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		c := connect(t, &server{}, testLogin, "good")
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/auth"
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
@@ -28,7 +29,7 @@ func hanging(tokens ...string) func(token, key string) bool {
 }
 
 func TestATokenThatHangsIsFoundAndReplaced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old")}
 		c := connect(t, e, testLogin, "old")
 		done, began := make(chan error, 20), time.Now()
@@ -46,7 +47,7 @@ func TestATokenThatHangsIsFoundAndReplaced(t *testing.T) {
 }
 
 func TestATokenThatHangsIsFoundOnASlowEtcdToo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{hangs: hanging("old"), delay: 2 * time.Second}
 		c := connect(t, e, testLogin, "old")
 		began := time.Now()
@@ -64,7 +65,7 @@ func TestAnEtcdThatIsSlowOrSilentIsNotBlamedOnTheToken(t *testing.T) {
 		"silent without tokens": func(e *server) { e.hangs = func(token, key string) bool { return token == "" || key == "key" } },
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				e := &server{}
 				change(e)
 				c := connect(t, e, testLogin, "good")
@@ -84,7 +85,7 @@ func TestAnEtcdThatIsSlowOrSilentIsNotBlamedOnTheToken(t *testing.T) {
 }
 
 func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var n atomic.Int64
 		e := &server{hangs: func(_, key string) bool { return key == "key" || n.Add(1)%3 == 0 }} // one of three
 		ctx, leave := context.WithCancel(t.Context())
@@ -101,7 +102,7 @@ func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
 }
 
 func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{delay: 199 * time.Millisecond}
 		c := connect(t, e, testLogin, "good")
 		for range 20 {
@@ -112,7 +113,7 @@ func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
 }
 
 func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{delay: 1500 * time.Millisecond}
 		ctx, leave := context.WithCancel(t.Context())
 		account := auth.New(ctx, testLogin, 1, "good", isReady, func() time.Duration { return 2 * time.Second })
@@ -127,7 +128,7 @@ func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
 }
 
 func TestACallWithoutATokenSuspectsNone(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		e := &server{refusal: rpctypes.ErrGRPCAuthNotEnabled, delay: 5 * time.Second}
 		c := connect(t, e, testLogin, "")
 		require.NoError(t, c.get(t.Context()))

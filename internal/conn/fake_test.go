@@ -5,9 +5,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -61,7 +61,7 @@ type request struct {
 // inBubble runs a test against one fake member in virtual time.
 func inBubble(t *testing.T, test func(*testing.T, *fakeEtcd)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		f := &fakeEtcd{
 			began:     time.Now(),
 			listeners: map[string]*bufconn.Listener{},

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -61,7 +62,7 @@ func attendQuiet(a *attendant) (done func()) {
 }
 
 func TestAPendingRequestIsMadeAgainMoreAndMoreRarely(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a attendant
 		repeats := diary{began: time.Now()}
 		one, r := quiet()
@@ -79,7 +80,7 @@ func TestAPendingRequestSuspectsItsLinkEachTimeItsPatienceHasPassed(t *testing.T
 		false: seconds(1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
 		true:  seconds(1, 2, 4, 8), // half as often each time
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			var a attendant
 			doubts := diary{began: time.Now()}
 			one, r := quiet()
@@ -95,7 +96,7 @@ func TestAPendingRequestSuspectsItsLinkEachTimeItsPatienceHasPassed(t *testing.T
 }
 
 func TestManyQuickRequestsSetOneTimer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a attendant
 		attendQuiet(&a)()
 		timer := timerOf(&a)
@@ -116,7 +117,7 @@ func timerOf(a *attendant) *time.Timer {
 }
 
 func TestARequestWithLessPatienceIsLookedAfterFirst(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a attendant
 		defer attendQuiet(&a)()
 		doubts := diary{began: time.Now()}
@@ -130,7 +131,7 @@ func TestARequestWithLessPatienceIsLookedAfterFirst(t *testing.T) {
 }
 
 func TestALinkLooksAfterItsRequestsAtIntervals(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a attendant
 		doubts := diary{began: time.Now()}
 		one, r := quiet()
@@ -143,7 +144,7 @@ func TestALinkLooksAfterItsRequestsAtIntervals(t *testing.T) {
 }
 
 func TestAllRequestsAreCancelledAlsoThoseToCome(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var a attendant
 		cancelled := 0
 		request := func() *pending {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
 )
 
@@ -192,7 +192,7 @@ func TestTrial(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				began := time.Now()
 				c.suspect.began = began
 				court := newCourt(&c.suspect, newFakeLink(c.patient), newFakeLink(c.brisk))
@@ -215,7 +215,7 @@ func TestTrial(t *testing.T) {
 }
 
 func TestSparesThatStallAreGivenUpForOthersAfterAPause(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		began := time.Now()
 		stuck, other := newFakeLink(never), newFakeLink(never)
 		stuck.stalls = true
@@ -230,7 +230,7 @@ func TestSparesThatStallAreGivenUpForOthersAfterAPause(t *testing.T) {
 }
 
 func TestASpareThatStallsHasAsLongAsARoundTripTakes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		began := time.Now()
 		suspect := newFakeLink(never)
 		suspect.lateBy = 3 * time.Second
@@ -243,7 +243,7 @@ func TestASpareThatStallsHasAsLongAsARoundTripTakes(t *testing.T) {
 }
 
 func TestNoSpareIsDialledOnceTheSuspectIsWellBetweenTwoRounds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		suspect, stuck := newFakeLink(spareAfterLeast+probeTimeout+time.Millisecond), newFakeLink(never)
 		stuck.stalls = true
 		court := newCourt(suspect, newFakeLink(never), stuck)
@@ -255,7 +255,7 @@ func TestNoSpareIsDialledOnceTheSuspectIsWellBetweenTwoRounds(t *testing.T) {
 
 func TestATrialWhoseSpareCannotBeMadeEnds(t *testing.T) {
 	for made := range 2 {
-		synctest.Test(t, func(t *testing.T) {
+		bubble.Test(t, func(t *testing.T) {
 			court := newCourt(newFakeLink(never), []*fakeLink{newFakeLink(0)}[:made]...)
 			court.dialErr = errors.New("no such file")
 			require.Nil(t, court.run(t.Context()))
@@ -276,7 +276,7 @@ func TestATrialEndsWithItsContextAndGivesAllSparesUp(t *testing.T) {
 		"in the pause after they have failed": {after: spareAfterLeast + probeTimeout + time.Millisecond, patient: 0, dials: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { // which fails where a goroutine is left
+			bubble.Test(t, func(t *testing.T) { // which fails where a goroutine is left
 				ctx, cancel := context.WithTimeout(t.Context(), c.after)
 				defer cancel()
 				began, patient, brisk := time.Now(), newFakeLink(c.patient), newFakeLink(never)

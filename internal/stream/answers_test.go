@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -16,7 +17,7 @@ import (
 )
 
 func TestAnswersReachTheLeasesThatTheyName(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const all = 30
 		seconds := func(id int64) int64 { return []int64{0, id, 100 + id}[id%3] } // some are gone, each other has its own
 		server := &leaseServer{serve: func(s *leaseStream) error {
@@ -52,7 +53,7 @@ func TestAnswersReachTheLeasesThatTheyName(t *testing.T) {
 }
 
 func TestAnAnswerThatNobodyWaitsForChangesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var first, second *leaseStream
 		server := &leaseServer{}
 		server.serve = func(s *leaseStream) error {
@@ -121,7 +122,7 @@ func freezing(n int64, thawed <-chan struct{}) func(*leaseStream) error {
 }
 
 func TestAFrozenEtcdHasOneRequestOfEachLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		thawed := make(chan struct{})
 		server := &leaseServer{serve: freezing(0, thawed)}
 		r := newRenewals(t, server, 0)
@@ -140,7 +141,7 @@ func TestAFrozenEtcdHasOneRequestOfEachLease(t *testing.T) {
 }
 
 func TestAnEtcdThatFreezesWhileItAnswersHasOneRequestOfEachLease(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		thawed := make(chan struct{})
 		server := &leaseServer{serve: freezing(100, thawed)}
 		r := newRenewals(t, server, 0)
@@ -156,7 +157,7 @@ func TestAnEtcdThatFreezesWhileItAnswersHasOneRequestOfEachLease(t *testing.T) {
 }
 
 func TestARequestThatIsStuckIsMadeAgainOverAnotherStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			if s.n == 1 {
 				return s.hang()
@@ -180,7 +181,7 @@ func TestARequestThatIsStuckIsMadeAgainOverAnotherStream(t *testing.T) {
 }
 
 func TestARequestThatIsStuckAgainAndAgainIsMadeLessOften(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			for {
 				id, err := s.next()
@@ -208,7 +209,7 @@ func TestARequestThatIsStuckAgainAndAgainIsMadeLessOften(t *testing.T) {
 }
 
 func TestWhatIsForgottenBeforeItIsSentIsNeverSent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		thawed := make(chan struct{})
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			if !s.await(thawed) {
@@ -236,7 +237,7 @@ func TestWhatIsForgottenBeforeItIsSentIsNeverSent(t *testing.T) {
 }
 
 func TestTheAnswerToWhatWasForgottenIsNobodys(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(20 * time.Millisecond) }}
 		r := newRenewals(t, server, 0)
 		leases := grant(3)
@@ -253,7 +254,7 @@ func TestTheAnswerToWhatWasForgottenIsNobodys(t *testing.T) {
 }
 
 func TestRenewWaitsForTheAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			for {
 				id, err := s.next()
@@ -277,7 +278,7 @@ func TestRenewWaitsForTheAnswer(t *testing.T) {
 }
 
 func TestRenewThatHasNoAnswerEndsWithItsContext(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := newRenewals(t, &leaseServer{serve: (*leaseStream).hang}, 0)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
@@ -286,7 +287,7 @@ func TestRenewThatHasNoAnswerEndsWithItsContext(t *testing.T) {
 }
 
 func TestRenewTellsWhyItsStreamEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		r := newRenewals(t, &leaseServer{serve: func(*leaseStream) error {
 			return status.Error(codes.Unavailable, "the proxy is tired")
 		}}, 0)
@@ -302,7 +303,7 @@ func TestRenewTellsWhyItsStreamEnded(t *testing.T) {
 }
 
 func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		began := time.Now()
 		isSlow := func() bool { return time.Since(began) < 2*busyAfter }
 		hangs := func(id int64) bool { return id == 2 && time.Since(began) > streamsKept }
@@ -343,7 +344,7 @@ func TestAStreamThatIsNotNeededAnyMoreIsNoReason(t *testing.T) {
 }
 
 func TestAStreamThatEndsWithNothingToDoIsNotOpenedAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			id, err := s.next()
 			if err == nil {

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -14,7 +15,7 @@ import (
 )
 
 func TestALeaseThatIsDeniedIsToldSoAndItsNeighboursAreRenewed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		isDenied := func(id int64) bool { return id%7 == 3 }
 		server := &leaseServer{serve: deny(isDenied)}
 		r := newRenewals(t, server, 0)
@@ -46,7 +47,7 @@ func (e *leaseServer) streamsOf(id int64) (streams []int, others []request) {
 }
 
 func TestALeaseThatWasDeniedIsAskedForOnAStreamOfItsOwn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: deny(func(id int64) bool { return id == 2 })}
 		r := newRenewals(t, server, 0)
 		leases := grant(5)
@@ -70,7 +71,7 @@ func TestALeaseThatWasDeniedIsAskedForOnAStreamOfItsOwn(t *testing.T) {
 }
 
 func TestADeniedLeaseThatIsAllowedAgainIsRenewed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var allowed atomic.Bool
 		server := &leaseServer{serve: deny(func(id int64) bool { return id == 2 && !allowed.Load() })}
 		r := newRenewals(t, server, 0)
@@ -95,7 +96,7 @@ func TestADeniedLeaseThatIsAllowedAgainIsRenewed(t *testing.T) {
 }
 
 func TestADeniedLeaseThatIsForgottenLeavesNoStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var silent atomic.Bool
 		denies := deny(func(id int64) bool { return id == 2 })
 		server := &leaseServer{serve: func(s *leaseStream) error {
@@ -122,7 +123,7 @@ func TestADeniedLeaseThatIsForgottenLeavesNoStream(t *testing.T) {
 }
 
 func TestAStreamOfOneLeaseThatEndsForAnotherReasonTellsIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var down atomic.Bool
 		denies := deny(func(id int64) bool { return id == 1 })
 		server := &leaseServer{serve: func(s *leaseStream) error {

@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 )
@@ -18,7 +19,7 @@ func answerAfter(p *Pulse, d time.Duration) {
 }
 
 func TestALongerRoundTripCountsAtOnceAndIsForgottenByHalves(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var p Pulse
 		require.Zero(t, p.RoundTrip())
 		for _, c := range []struct{ took, want int }{ // milliseconds
@@ -33,7 +34,7 @@ func TestALongerRoundTripCountsAtOnceAndIsForgottenByHalves(t *testing.T) {
 }
 
 func TestWhatIsExpectedOfARoundTripIsTheLeast(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var p Pulse
 		p.Expect(time.Second)
 		require.Equal(t, time.Second, p.RoundTrip())
@@ -46,7 +47,7 @@ func TestWhatIsExpectedOfARoundTripIsTheLeast(t *testing.T) {
 }
 
 func TestEtcdIsSilentSinceItsLastAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var p Pulse
 		began := time.Now()
 		require.True(t, p.IsSilentSince(began))
@@ -76,7 +77,7 @@ func TestARequestIsInAQueueWhileOnlyEarlierOnesAreAnswered(t *testing.T) {
 		"one of just under half of d later":  {d/2 - 1, time.Second, time.Second, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				var p Pulse
 				time.Sleep(time.Minute)
 				began := time.Now()
@@ -90,7 +91,7 @@ func TestARequestIsInAQueueWhileOnlyEarlierOnesAreAnswered(t *testing.T) {
 }
 
 func TestARequestThatIsOvertakenIsInNoQueueAnyMore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var p Pulse
 		began := time.Now()
 		time.Sleep(time.Second)
@@ -108,7 +109,7 @@ func TestASilenceEndsWithAnAnswer(t *testing.T) {
 		"somebody who says so": (*Pulse).EndSilence,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				var p Pulse
 				require.Nil(t, p.Silence())
 				require.NoError(t, p.AwaitSound(t.Context()))
@@ -135,7 +136,7 @@ func TestASilenceEndsWithAnAnswer(t *testing.T) {
 }
 
 func TestWhoAwaitsSoundInVainIsToldThatEtcdIsSilent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var p Pulse
 		p.BeginSilence()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

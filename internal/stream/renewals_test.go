@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -14,7 +15,7 @@ import (
 )
 
 func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const stall = 1500 * time.Millisecond
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(stall) }}
 		r := newRenewals(t, server, 0)
@@ -34,7 +35,7 @@ func TestRenewalsOfASlowEtcdDoNotQueueUp(t *testing.T) {
 }
 
 func TestManyRenewalsThatWaitForTheirTurnAreMadeOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(700 * time.Millisecond) }}
 		r := newRenewals(t, server, 0)
 		leases := grant(100)
@@ -45,7 +46,7 @@ func TestManyRenewalsThatWaitForTheirTurnAreMadeOnce(t *testing.T) {
 }
 
 func TestRenewalsOfAQuickEtcdShareAStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(time.Millisecond) }}
 		r := newRenewals(t, server, 0)
 		leases := grant(20)
@@ -61,7 +62,7 @@ func TestRenewalsOfAQuickEtcdShareAStream(t *testing.T) {
 }
 
 func TestTheStreamsOfASlowEtcdEndWhenItIsQuickAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		stall := time.Second
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			for {
@@ -101,7 +102,7 @@ func TestTheStreamsOfASlowEtcdEndWhenItIsQuickAgain(t *testing.T) {
 }
 
 func TestStreamsThatEndUnheardArePacedForAllWhoAsk(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(*leaseStream) error { return rpctypes.ErrGRPCNoLeader }}
 		r := newRenewals(t, server, 0)
 		r.pulse.Expect(time.Second) // so that each request takes a stream of its own
@@ -122,7 +123,7 @@ func TestStreamsThatEndUnheardArePacedForAllWhoAsk(t *testing.T) {
 }
 
 func TestAStreamThatWasHeardIsReplacedAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error {
 			id, err := s.next()
 			if err != nil {
@@ -146,7 +147,7 @@ func TestAStreamThatWasHeardIsReplacedAtOnce(t *testing.T) {
 }
 
 func TestALongWayTakesAFewRoundTripsForAllLeases(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const way = 300 * time.Millisecond
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(0) }}
 		r := newRenewals(t, server, way)
@@ -164,7 +165,7 @@ func TestALongWayTakesAFewRoundTripsForAllLeases(t *testing.T) {
 }
 
 func TestLargeNumbersGoOutInChunks(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const all = 2000
 		held, release := make(chan int64, all), make(chan struct{})
 		server := &leaseServer{serve: func(s *leaseStream) error {
@@ -211,7 +212,7 @@ func (c *countedConn) NewStream(ctx context.Context, desc *grpc.StreamDesc, meth
 }
 
 func TestALinkThatIsLeftOpensNoStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &leaseServer{serve: func(s *leaseStream) error { return s.renewAll(0) }}
 		cc := &countedConn{ClientConnInterface: serveLeases(t, server, 0)}
 		r := connected(t, cc)

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -17,7 +18,7 @@ import (
 )
 
 func TestEventsGoToTheWatchOfTheirKey(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		var last *watched
 		ids := make(chan int64, 3)
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
@@ -74,7 +75,7 @@ func proxied(order []int64, then func(s *watched) error) func(*watched) error {
 }
 
 func TestEventsReachTheirKeyWhereWatchesAreCreatedInAnotherOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ids := []int64{0, 1, 2, 3, 4, 5, 6, 7}
 		order := slices.Clone(ids)
 		shuffle(order)
@@ -100,7 +101,7 @@ func TestEventsReachTheirKeyWhereWatchesAreCreatedInAnotherOrder(t *testing.T) {
 }
 
 func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		// No rule of any server's: 3 is b's, which nobody could know before its event, and 9 is c's.
 		step := make(chan struct{})
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
@@ -141,7 +142,7 @@ func TestEventsReachTheirKeyWhateverTheServersIDs(t *testing.T) {
 }
 
 func TestAWatchThatIsClosedTakesNoOtherAlongWhereTheyAreCreatedInAnotherOrder(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ws := newWatches(t, &watchServer{serve: proxied([]int64{2, 0, 1}, func(s *watched) error {
 			r, err := s.Recv()
 			if err != nil {
@@ -204,7 +205,7 @@ func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 		}, nil, "cancelled"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				proceed := make(chan struct{})
 				ws := newWatches(t, &watchServer{serve: func(s *watched) error {
 					one, err := s.creation()
@@ -246,7 +247,7 @@ func TestAWatchThatIsCancelledIsToldWhyAndTheOthersGoOn(t *testing.T) {
 }
 
 func TestTheLastCloseEndsTheStreamAndTheNextWatchOpensAnother(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &watchServer{serve: likeEtcd}
 		ws := newWatches(t, server, 0)
 		for n := 1; n <= 3; n++ {
@@ -271,7 +272,7 @@ func TestTheLastCloseEndsTheStreamAndTheNextWatchOpensAnother(t *testing.T) {
 }
 
 func TestAWatchThatIsClosedBeforeItIsCreatedIsCancelledThen(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		create, cancelled := make(chan struct{}), make(chan int64, 1)
 		ws := newWatches(t, &watchServer{serve: func(s *watched) error {
 			var ids []int64
@@ -313,7 +314,7 @@ func TestAWatchThatIsClosedBeforeItIsCreatedIsCancelledThen(t *testing.T) {
 }
 
 func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		server := &watchServer{serve: func(s *watched) error {
 			for range 3 {
 				if _, err := s.creation(); err != nil {
@@ -347,7 +348,7 @@ func TestAStreamThatEndsEndsAllItsWatches(t *testing.T) {
 }
 
 func TestALinkThatIsLeftEndsItsWatches(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		ws := newWatches(t, &watchServer{serve: likeEtcd}, 0)
 		a, _ := ws.listen("a")
 		settle()
@@ -408,7 +409,7 @@ func TestNothingIsToldOnceAWatchIsClosed(t *testing.T) {
 }
 
 func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
 		const way = 300 * time.Millisecond
 		ws := newWatches(t, &watchServer{serve: likeEtcd}, way)
 		began := time.Now()
@@ -435,7 +436,7 @@ func TestWatchesOfABurstGoOutTogether(t *testing.T) {
 		"one that lasts":        {5 * time.Second, 6 + 2},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			bubble.Test(t, func(t *testing.T) {
 				var mu sync.Mutex
 				packets := map[time.Time]bool{}
 				var longest time.Duration
