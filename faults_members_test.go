@@ -246,7 +246,7 @@ func TestAFollowerThatLimpsIsNotReadAndWatchedInTurns(t *testing.T) {
 	t.Parallel()
 	const (
 		n     = 20
-		while = 15 * time.Second
+		while = 8 * time.Second
 	)
 	for name, c := range map[string]struct{ alone, own bool }{
 		"among three endpoints":                     {},
