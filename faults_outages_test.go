@@ -212,6 +212,23 @@ func TestAConnectionThatGoesDeafWithNothingUnderWayIsNoticedByAWithdrawal(t *tes
 	s.requireGone(time.Now(), 0)
 }
 
+// requireNeverAbsentInTime is requireNeverAbsent, but for a machine that was late for an eighth of the lease before: then no
+// connection may have lived long enough for a renewal. It reports whether none was absent.
+func (s *scene) requireNeverAbsentInTime(of ...*instance) (whole bool) {
+	s.t.Helper()
+	whole = true
+	for _, i := range of {
+		ttl := i.Status().TTL
+		for _, a := range s.Absences(i.key()) {
+			late := s.meter.allowance(a.From.Add(-ttl), a.From) / 2
+			s.t.Logf("%s: %v, before which the machine was late for %v", i.key(), a, late)
+			require.GreaterOrEqual(s.t, late, ttl/8, "%s", i)
+			whole = false
+		}
+	}
+	return whole
+}
+
 func TestResetsEveryQuarterSecondNeverCostAKey(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -233,13 +250,15 @@ func TestResetsEveryQuarterSecondNeverCostAKey(t *testing.T) {
 				most = max(most, s.mostLeases(250*time.Millisecond))
 			}
 			asked := grown(before, s.server.Requests())
-			s.requireNeverAbsent(pubs...)
+			whole := s.requireNeverAbsentInTime(pubs...)
 			for _, pub := range pubs {
 				require.NoError(t, pub.updateIn(defaultTimeout, "new"))
 			}
 			t.Logf("figure: %d leases at most; in 10 s asked %v", most, asked)
-			assert.Equal(t, len(pubs), most, "leases while resetting")
-			assert.Zero(t, asked["Put"]+asked["Txn"], "writes of keys that were right")
+			if whole {
+				assert.Equal(t, len(pubs), most, "leases while resetting")
+				assert.Zero(t, asked["Put"]+asked["Txn"], "writes of keys that were right")
+			}
 			s.requireTrue(time.Now(), 0, pubs...)
 		})
 	}
