@@ -564,6 +564,26 @@ func TestAValueThatIsTooLargeLeavesTheOneBeforeAndNoTakeover(t *testing.T) {
 	})
 }
 
+func TestAValueThatIsTooLargeIsNoTroubleOfTheRegistration(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		f.tooLarge = "huge"
+		log := &LogLines{}
+		p := f.published(WithId(7), log.Option())
+		log.Take()
+		require.Error(t, p.Update(t.Context(), "huge"))
+		require.NoError(t, p.Update(t.Context(), "v1"))
+		settle(time.Hour)
+		f.remove(fakeKey)
+		settle(time.Second)
+		lines := strings.Join(log.Take(), "\n")
+		require.Equal(t, 1, strings.Count(lines, "discov: the latest value is refused"), lines)
+		require.NotContains(t, lines, "not done yet")
+		require.Contains(t, lines, "registered again")
+		require.NotContains(t, lines, "after=1h", "the trouble began an hour later")
+		p.Stop()
+	})
+}
+
 func TestAFirstValueThatIsTooLargeIsNotSentAgainAndAgain(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		f.tooLarge = "v0"
@@ -725,7 +745,7 @@ func TestARevisionThatWentBackIsADoubt(t *testing.T) {
 }
 
 func TestTheWaysInTheDocsAreThoseInTheCode(t *testing.T) {
-	for _, file := range []string{"publisher.go", "README.md"} {
+	for _, file := range []string{"publisher.go"} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		drawn := map[string][]string{}

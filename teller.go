@@ -161,6 +161,8 @@ func (t *teller) log(e Event) {
 		t.write(slog.LevelError, "discov: a bug: the diagram has no way between these states", e, "from", e.From, "to", e.To)
 	}
 	switch {
+	case e.From == e.To && e.To == StatePublished: // an Update that etcd does not take
+		t.writeTrouble(slog.LevelWarn, "discov: the latest value is refused", e)
 	case e.From == e.To:
 		t.remind(e)
 	case e.To == StatePublished:
