@@ -35,7 +35,7 @@ func WithTTL(ttl time.Duration) PubOption {
 
 // WithTimeout bounds each call whose context has no deadline; a single request to etcd gets half of it. It must be 100 ms
 // or more, and at most ten times the TTL. If a round trip to etcd takes longer than a second, use at least five round
-// trips. For one call that has to wait longer, as for an etcd that starts late, use a context with a deadline instead.
+// trips, or eight with TLS or an account. For one call that has to wait longer, as for an etcd that starts late, use a context with a deadline instead.
 // Defaults to 5 s.
 func WithTimeout(timeout time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.timeout = timeout }
@@ -97,8 +97,8 @@ func WithClient(client *clientv3.Client) PubOption {
 
 // WithClientConfig lets tune override the settings of the library's client before each dial. It may be called more than
 // once, from other goroutines, since a connection that stalls is replaced. RejectOldCluster together with an account is an
-// error. Publishers share a connection only if they are given the same PubOption value. Defaults to the settings that the
-// README lists.
+// error. Publishers share a connection only if they are given the same PubOption value. Defaults to the settings in
+// docs/operations.md.
 func WithClientConfig(tune func(*clientv3.Config)) PubOption {
 	tuning := &conn.Tuning{Apply: guarded(tune)}
 	return func(p *Publisher) {
@@ -109,7 +109,7 @@ func WithClientConfig(tune func(*clientv3.Config)) PubOption {
 	}
 }
 
-// WithContext stops the Publisher, as Stop does, when ctx is done. Defaults to context.Background.
+// WithContext begins to stop the Publisher when ctx is done. Stop waits until that is done. Defaults to context.Background.
 func WithContext(ctx context.Context) PubOption {
 	return func(p *Publisher) {
 		if ctx == nil {

@@ -26,7 +26,7 @@ import (
 
 // Publisher keeps a key with a value in etcd. Its methods may be called from any number of goroutines, in any order. None but
 // Run blocks for longer than its bound: the deadline of its context, or the timeout (5 s by default) if it has none.
-// [WithDrain] adds to the bound of Stop and Pause.
+// Without a deadline, the wait of [WithDrain] comes on top of that for Stop and Pause.
 //
 //	     ┌───────────────── idle ──────────────────────┐
 //	     │ KeepAlive         ▲ KeepAlive failed        │ Pause, Stop
@@ -331,6 +331,12 @@ func (p *Publisher) beginStop() {
 func (p *Publisher) Status() Status {
 	p.ensureMade()
 	return p.snapshot()
+}
+
+// Key returns the key as it was given to NewPublisher: without the ID or the lease ID with which Status.Key ends.
+func (p *Publisher) Key() string {
+	p.ensureMade()
+	return p.prefix
 }
 
 // String returns the key and the state, for logs.

@@ -10,7 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A Status and an Event are the same record in JSON and in the log: names in lower case, durations with their
+// A Status, the Stats and an Event are the same kind of record in JSON and in the log: names in lower case, durations with their
 // units, leases as text, since they exceed the integers of JSON's readers, and what is zero left out.
 
 // record is the fields of one.
@@ -85,6 +85,26 @@ func (s Status) MarshalJSON() ([]byte, error) { return s.record().json() }
 
 // LogValue implements [slog.LogValuer], with the fields of MarshalJSON.
 func (s Status) LogValue() slog.Value { return s.record().log() }
+
+func (s Stats) record() *record {
+	r := &record{
+		slog.Int("registrations", s.Registrations),
+		slog.Int("attempts", s.Attempts),
+		slog.Int("failures", s.Failures),
+		slog.Int("conflicts", s.Conflicts),
+		slog.Any("losses", s.Losses),
+	}
+	r.time("last_renewal", s.LastRenewal)
+	r.duration("last_registration", s.LastRegistration)
+	return r
+}
+
+// MarshalJSON returns an object with the fields registrations, attempts, failures, conflicts, losses, an object by cause,
+// last_renewal and last_registration, as Status.MarshalJSON does. Counters are there also where they are zero.
+func (s Stats) MarshalJSON() ([]byte, error) { return s.record().json() }
+
+// LogValue implements [slog.LogValuer], with the fields of MarshalJSON.
+func (s Stats) LogValue() slog.Value { return s.record().log() }
 
 func (e Event) record() *record {
 	r := &record{}

@@ -21,13 +21,17 @@ var (
 		State: StatePublished, Since: aMoment, Key: "user.rpc/7", Value: `"v"`, Lease: 1 << 60, TTL: 10 * time.Second,
 		Until: aMoment.Add(10 * time.Second), Err: errors.New("oh dear"),
 	}
+	someStats = Stats{
+		Registrations: 2, Attempts: 3, Failures: 1, Losses: map[Cause]int{CauseKeyDeleted: 1, CauseLeaseEnded: 0},
+		LastRenewal: aMoment, LastRegistration: 12 * time.Millisecond,
+	}
 	anEvent = Event{
 		Time: aMoment, From: StatePublished, To: StateRegistering, Key: "user.rpc/7", Lease: 1 << 60, Cause: CauseKeyDeleted,
 		Err: errKeyGone,
 	}
 )
 
-func TestAStatusAndAnEventAreReadableJSON(t *testing.T) {
+func TestStatusStatsAndEventsAreReadableJSON(t *testing.T) {
 	for _, tried := range []struct {
 		what any
 		want string
@@ -38,6 +42,9 @@ func TestAStatusAndAnEventAreReadableJSON(t *testing.T) {
 		{anEvent, `{"time":"2026-11-25T10:20:30Z","from":"published","to":"registering","key":"user.rpc/7",` +
 			`"lease":"1152921504606846976","cause":"key_deleted","error":"the key was deleted"}`},
 		{Event{}, `{"from":"idle","to":"idle"}`},
+		{someStats, `{"registrations":2,"attempts":3,"failures":1,"conflicts":0,"losses":{"key_deleted":1,"lease_ended":0},` +
+			`"last_renewal":"2026-11-25T10:20:30Z","last_registration":"12ms"}`},
+		{Stats{}, `{"registrations":0,"attempts":0,"failures":0,"conflicts":0,"losses":null}`},
 		{map[State]Cause{StateConflict: CauseStoreWentBack}, `{"conflict":"store_went_back"}`},
 	} {
 		written, err := json.Marshal(tried.what)
@@ -46,8 +53,8 @@ func TestAStatusAndAnEventAreReadableJSON(t *testing.T) {
 	}
 }
 
-func TestTheLogHasAStatusAndAnEventAsJSONHas(t *testing.T) {
-	for _, what := range []any{aStatus, anEvent} {
+func TestTheLogHasWhatJSONHas(t *testing.T) {
+	for _, what := range []any{aStatus, someStats, anEvent} {
 		want, err := json.Marshal(what)
 		require.NoError(t, err)
 		var log bytes.Buffer

@@ -1,6 +1,9 @@
 package conn
 
-import "context"
+import (
+	"context"
+	"sync/atomic"
+)
 
 // A Conn is a connection to etcd that outlives its links. It is safe for concurrent use.
 type Conn struct {
@@ -11,6 +14,12 @@ type Conn struct {
 	keys    *keys
 }
 
+// opened counts the connections that are open.
+var opened atomic.Int64
+
+// Count returns how many connections are open.
+func Count() int { return int(opened.Load()) }
+
 // Open makes a connection. It does not wait until there is one, unless the target's tuning does.
 func Open(to Target) (*Conn, error) {
 	c := &Conn{}
@@ -18,6 +27,7 @@ func Open(to Target) (*Conn, error) {
 	if c.links, err = open(to, c.heard); err != nil {
 		return nil, err
 	}
+	opened.Add(1)
 	c.own = c.requester(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
 	c.beats = newBeats(c.links)
 	c.keys = newKeys(c.links, c.own)
@@ -26,7 +36,10 @@ func Open(to Target) (*Conn, error) {
 }
 
 // Close closes the connection. The calls of its users must have ended.
-func (c *Conn) Close() { c.links.close() }
+func (c *Conn) Close() {
+	c.links.close()
+	opened.Add(-1)
+}
 
 // A Caller is one user's use of a connection. It is safe for concurrent use.
 type Caller struct {
