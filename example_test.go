@@ -7,7 +7,6 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
-	"testing"
 	"time"
 
 	"github.com/discov-go/discov"
@@ -17,38 +16,12 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// exampleTB is what etcdtest wants of a test, where there is none.
-type exampleTB struct {
-	testing.TB
-	cleanups []func()
-}
+// exampleEtcd is for an etcd that all examples share, started by the first.
+var exampleEtcd etcdtest.Program
 
-func (tb *exampleTB) Helper()                           {}
-func (tb *exampleTB) Cleanup(f func())                  { tb.cleanups = append(tb.cleanups, f) }
-func (tb *exampleTB) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
-func (tb *exampleTB) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }
-
-func (tb *exampleTB) TempDir() string {
-	dir, err := os.MkdirTemp("", "discov-example")
-	if err != nil {
-		panic(err)
-	}
-	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
-var exampleEtcd exampleTB
-
-// localEtcd is the endpoints of an etcd for all examples, started by the first.
 var localEtcd = sync.OnceValue(func() []string {
 	return etcdtest.Start(&exampleEtcd, etcdtest.QuickTicks()).Endpoints()
 })
-
-func stopExampleEtcd() {
-	for i := len(exampleEtcd.cleanups) - 1; i >= 0; i-- {
-		exampleEtcd.cleanups[i]()
-	}
-}
 
 func Example() {
 	endpoints := localEtcd() // such as []string{"10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"}

@@ -14,7 +14,7 @@ func TestMain(m *testing.M) {
 		os.Exit(serve(endpoint))
 	}
 	code := etcdtest.Main(m)
-	stopExampleEtcd()
+	exampleEtcd.End()
 	if code == 0 {
 		if err := goleak.Find(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
