@@ -21,6 +21,8 @@ var imports = map[string]string{
 	"internal/etcd":    "",
 	"internal/backoff": "",
 	"advertise":        "",
+	"discovhttp":       "",
+	"discovprom":       "internal/conn",
 }
 
 func TestPackagesImportWhatTheDesignDraws(t *testing.T) {
