@@ -20,9 +20,11 @@ var defaultConfig []byte
 
 // config is etc/user.yaml.
 type config struct {
-	Name     string        `yaml:"Name"`
-	ListenOn string        `yaml:"ListenOn"`
-	Etcd     discov.Config `yaml:"Etcd"`
+	Name     string `yaml:"Name"`
+	ListenOn string `yaml:"ListenOn"`
+	// AdminOn is where the status page and the metrics are. Empty means nowhere.
+	AdminOn string        `yaml:"AdminOn"`
+	Etcd    discov.Config `yaml:"Etcd"`
 }
 
 // parse reads the flags and the file that they name.

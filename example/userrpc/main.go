@@ -1,7 +1,7 @@
 // Userrpc is a small gRPC service that keeps itself registered in etcd, in the order that loses no call: it listens,
 // serves, registers; on SIGINT or SIGTERM it withdraws, drains and ends.
 //
-//	go run ./example/userrpc [-f etc/user.yaml]
+//	go run ./example/userrpc [-f example/userrpc/etc/user.yaml]
 package main
 
 import (
@@ -20,6 +20,7 @@ import (
 
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/advertise"
+	"github.com/discov-go/discov/discovhttp"
 	"github.com/discov-go/discov/example/internal/localetcd"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -92,13 +93,21 @@ func serve(ctx context.Context, config config, listener net.Listener, stdout, st
 	}
 	_, _ = fmt.Fprintf(stdout, "%s serves at %s\n", config.Name, address)
 
-	publisher, err := config.Etcd.NewPublisher(address,
+	page := discovhttp.New()
+	publisher, err := config.Etcd.NewPublisher(address, page.Show,
 		discov.WithLogger(slog.New(slog.NewTextHandler(stderr, nil))),
 		discov.WithDrain(notice),
 		discov.WithHealthCheck(func(ctx context.Context) error { return checkHealth(ctx, healthy) }, discov.HealthPolicy{}),
 	)
 	if err != nil {
 		return err
+	}
+	if config.AdminOn != "" {
+		stop, err := startAdmin(ctx, config.AdminOn, page, publisher, stdout)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	if err := publisher.KeepAliveContext(ctx); err != nil {
 		return err

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +23,7 @@ import (
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
+	"go.yaml.in/yaml/v4"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -157,6 +160,37 @@ func TestServesBeforeItRegistersAndWithdrawsBeforeItDrains(t *testing.T) {
 	assert.ErrorIs(t, err, syscall.ECONNREFUSED)
 }
 
+func TestOperatorsSeeWhatItDoes(t *testing.T) {
+	endpoint, _ := startEtcd(t)
+	program := start(t, "-f", writeConfig(t,
+		"Name: user.rpc\nListenOn: 127.0.0.1:0\nAdminOn: 127.0.0.1:0\nEtcd: {Hosts: [%q], Key: user.rpc}\n", endpoint))
+	program.stdout.waitFor(t, "registered:")
+	_, rest, _ := strings.Cut(program.stdout.String(), "status at ")
+	site, _, _ := strings.Cut(rest, "/,")
+	for path, want := range map[string]string{
+		"/":        `<span class="state published">`,
+		"/readyz":  "ready",
+		"/metrics": `discov_publisher_state{key="user.rpc",state="published"} 1`,
+	} {
+		assert.Contains(t, get(t, site+path), want)
+	}
+	program.stop()
+	require.NoError(t, program.wait(t))
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
+	require.NoError(t, err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	response, err := client.Do(request)
+	require.NoError(t, err)
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	require.NoError(t, err)
+	return string(body)
+}
+
 func TestSIGTERMEndsItsOwnEtcdAndExitsWithZero(t *testing.T) {
 	folder := t.TempDir()
 	command := exec.CommandContext(t.Context(), os.Args[0], "-f",
@@ -189,6 +223,10 @@ func TestEachFailureIsOneLineAndStatus1(t *testing.T) {
 		"taken port": {
 			[]string{"-f", writeConfig(t, "Name: n\nListenOn: %s\nEtcd: {Key: k}\n", taken.Addr())},
 			[]string{"ListenOn", taken.Addr().String(), "address already in use"},
+		},
+		"taken port of the admin's": {
+			[]string{"-f", writeConfig(t, "Name: n\nListenOn: 127.0.0.1:0\nAdminOn: %s\nEtcd: {Hosts: ['127.0.0.1:1'], Key: k}\n", taken.Addr())},
+			[]string{"AdminOn", taken.Addr().String(), "address already in use"},
 		},
 		"no such file":  {[]string{"-f", "/no/such/file"}, []string{"/no/such/file"}},
 		"no such flag":  {[]string{"-g"}, []string{"-g"}},
@@ -246,7 +284,38 @@ func TestTheBuiltInConfigIsGood(t *testing.T) {
 	require.NoError(t, err)
 	assert.Equal(t, "user.rpc", config.Name)
 	assert.Equal(t, "127.0.0.1:8080", config.ListenOn)
+	assert.Equal(t, "127.0.0.1:8081", config.AdminOn)
 	assert.Equal(t, discov.Config{Key: "user.rpc"}, config.Etcd)
+}
+
+// TestTheManifestLeavesTimeToEnd: docs/kubernetes.md is for a service like this one.
+func TestTheManifestLeavesTimeToEnd(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "kubernetes.md"))
+	require.NoError(t, err)
+	_, manifest, _ := strings.Cut(string(text), "```yaml\n")
+	manifest, _, _ = strings.Cut(manifest, "```")
+	var deployment struct {
+		Spec struct {
+			Template struct {
+				Spec struct {
+					Seconds    int `yaml:"terminationGracePeriodSeconds"`
+					Containers []struct {
+						Env   []struct{ Name string }
+						Ready struct {
+							Get struct{ Path string } `yaml:"httpGet"`
+						} `yaml:"readinessProbe"`
+					}
+				}
+			}
+		}
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(manifest), &deployment))
+	pod := deployment.Spec.Template.Spec
+	const timeout = 5 * time.Second // the default
+	assert.GreaterOrEqual(t, time.Duration(pod.Seconds)*time.Second, timeout+notice+drainBound)
+	require.Len(t, pod.Containers, 1)
+	assert.Equal(t, "/readyz", pod.Containers[0].Ready.Get.Path)
+	assert.Equal(t, "POD_IP", pod.Containers[0].Env[0].Name)
 }
 
 func TestTheHealthServiceOfTheProcessIsAsked(t *testing.T) {
