@@ -4,7 +4,7 @@ GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 BUF := github.com/bufbuild/buf/cmd/buf@v1.75.0
 
 # The library's packages, and the least share of their statements that the tests must reach together, in percent.
-LIBRARY := . ./advertise ./internal/auth ./internal/backoff ./internal/conn ./internal/etcd ./internal/stream
+LIBRARY := . ./advertise ./discovhttp ./discovprom ./internal/auth ./internal/backoff ./internal/conn ./internal/etcd ./internal/stream
 COVER_MIN := 95
 
 # Where make generate writes.
@@ -106,6 +106,31 @@ test-compat: ## Have other frameworks' clients find what is published: go-zero, 
 		fi; \
 	fi; \
 	cd test/compat && go vet ./... && ETCDCTL=$$etcdctl go test -race -count 1 -timeout 10m ./...
+
+# Their module has go-zero in it, which must not reach our go.mod.
+.PHONY: test-strangers
+test-strangers: ## Run programs as somebody writes them who has read the README.
+	cd test/strangers && go vet ./... && go test -race -count 1 -timeout 10m ./...
+
+# Prometheus is unpacked into bin/, since an installed one starts a service. A browser has too many parts for that.
+.PHONY: test-operators
+test-operators: bin/prometheus/usr/bin/prometheus ## Have Prometheus scrape the example, test the alerts, and look at the status page with Chromium.
+	@set -euo pipefail; \
+	if ! command -v chromium >/dev/null; then \
+		apt-get -qq update; \
+		DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium fonts-liberation >/dev/null; \
+	fi; \
+	cd test/operators && go vet ./... && PROMETHEUS=$(CURDIR)/bin/prometheus/usr/bin SCREENSHOT=$(SCREENSHOT) go test -race -count 1 -timeout 10m ./...
+
+bin/prometheus/usr/bin/prometheus:
+	mkdir -p bin
+	apt-get -qq update
+	cd bin && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb prometheus && rm prometheus_*.deb
+
+.PHONY: pictures
+pictures: ## Draw docs/timeline.svg and docs/status.png anew, from runs of now.
+	cd test/bench && go run ./timeline -out $(CURDIR)/docs/timeline.svg
+	$(MAKE) test-operators SCREENSHOT=$(CURDIR)/docs/status.png
 
 # The tests of these files, and these others, need no etcd and hardly any time.
 QUICK_FILES := machine_test.go config_test.go
