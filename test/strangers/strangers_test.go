@@ -151,6 +151,40 @@ func TestAGoZeroServiceThatWasMigrated(t *testing.T) {
 	_ = service.command.Wait() // go-zero ends itself by the signal
 }
 
+// TestTheReadmesCodeCompiles: as the body of a function that has a context and a server.
+func TestTheReadmesCodeCompiles(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	require.NoError(t, err)
+	_, code, _ := strings.Cut(string(readme), "```go\n")
+	code, _, _ = strings.Cut(code, "```")
+	require.Contains(t, code, "discov.NewPublisher(")
+	folder, err := os.MkdirTemp(".", "readme") // in this module, for its go.mod
+	require.NoError(t, err)
+	defer os.RemoveAll(folder)
+	program := `package main
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/discov-go/discov"
+	"github.com/discov-go/discov/advertise"
+	"google.golang.org/grpc"
+)
+
+func main() { _ = run }
+
+func run(ctx context.Context, server *grpc.Server) error {
+` + code + `	return nil
+}
+`
+	require.NoError(t, os.WriteFile(filepath.Join(folder, "main.go"), []byte(program), 0o600))
+	out, err := exec.CommandContext(t.Context(), "go", "vet", "./"+folder).CombinedOutput()
+	require.NoError(t, err, "%s\n%s", out, program)
+}
+
 func TestAScript(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.QuickTicks())
