@@ -11,7 +11,7 @@ COVER_MIN := 95
 OUT ?= .
 
 # Most of the tests wait for etcd most of the time, so more of them than cores may run at once.
-PARALLEL ?= 8
+PARALLEL ?= 10
 
 SEED ?= 1
 
@@ -38,7 +38,7 @@ test-library:
 
 .PHONY: test-rest
 test-rest:
-	go test -race -timeout 10m -p 1 $$(go list ./... | grep -vxF "$$(go list $(LIBRARY))")
+	go test -race -timeout 10m -p 2 $$(go list ./... | grep -vxF "$$(go list $(LIBRARY))")
 
 .PHONY: cover
 cover: test-library ## Run the library's tests, print their coverage, and fail where it is too low.
