@@ -1151,8 +1151,12 @@ func TestASteadyStateAsksForRenewalsOnly(t *testing.T) {
 
 	after := srv.Requests()
 	require.Less(t, after["LeaseKeepAlive.msg"], before["LeaseKeepAlive.msg"]+4*n, "one per lease and third of a TTL")
-	delete(before, "LeaseKeepAlive.msg")
-	delete(after, "LeaseKeepAlive.msg")
+	// A machine that is late looks like a slow etcd, which is given more streams; TestPoliteAtRest counts them.
+	require.LessOrEqual(t, after["LeaseKeepAlive"], 8, "streams")
+	for _, counted := range []map[string]int{before, after} {
+		delete(counted, "LeaseKeepAlive.msg")
+		delete(counted, "LeaseKeepAlive")
+	}
 	require.Equal(t, before, after)
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"flag"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,6 +16,7 @@ import (
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/example/internal/localetcd"
 	"github.com/discov-go/discov/example/user"
+	"github.com/discov-go/discov/internal/output"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -30,30 +29,6 @@ import (
 const patience = 20 * time.Second
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// output is what the client has written so far.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
-func (o *output) waitFor(t *testing.T, text string) {
-	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(o.String(), text) }, patience, 10*time.Millisecond,
-		"no %q in what was written", text)
-}
 
 // instance is a service that is registered, and says its name.
 type instance struct {
@@ -99,10 +74,10 @@ func startEtcd(t *testing.T, addr string) *localetcd.Etcd {
 }
 
 // startClient runs the client until the test ends, where it must end well.
-func startClient(t *testing.T, args ...string) *output {
+func startClient(t *testing.T, args ...string) *output.Text {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	out, ended := new(output), make(chan error, 1)
+	out, ended := new(output.Text), make(chan error, 1)
 	go func() { ended <- run(ctx, args, out, out) }()
 	t.Cleanup(func() {
 		cancel()
@@ -115,9 +90,9 @@ func TestCallsEveryInstanceAndLosesNoCallWhenOneReplacesAnother(t *testing.T) {
 	etcd := startEtcd(t, "")
 	first := startInstance(t, etcd, "first")
 	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "5ms")
-	out.waitFor(t, "is first")
+	out.WaitFor(t, "is first")
 	startInstance(t, etcd, "second")
-	out.waitFor(t, "is second")
+	out.WaitFor(t, "is second")
 	first.end()
 	before := len(out.String())
 	require.Eventually(t, func() bool { return strings.Count(out.String()[before:], "is second") >= 3 },
@@ -133,10 +108,10 @@ func startService(t *testing.T, program string, etcd *localetcd.Etcd) (service *
 	config := fmt.Sprintf("Name: user.rpc\nListenOn: 127.0.0.1:0\nEtcd:\n  Hosts: [%q]\n  Key: user.rpc\n", etcd.Endpoint)
 	require.NoError(t, os.WriteFile(file, []byte(config), 0o600))
 	service = exec.CommandContext(t.Context(), program, "-f", file)
-	out := new(output)
+	out := new(output.Text)
 	service.Stdout, service.Stderr = out, out
 	require.NoError(t, service.Start())
-	out.waitFor(t, "registered:")
+	out.WaitFor(t, "registered:")
 	_, address, _ = strings.Cut(out.String(), "user.rpc serves at ")
 	address, _, _ = strings.Cut(address, "\n")
 	return service, address
@@ -149,9 +124,9 @@ func TestNoCallFailsWhenTheServiceIsToldToEnd(t *testing.T) {
 	etcd := startEtcd(t, "")
 	first, at := startService(t, program, etcd)
 	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "2ms")
-	out.waitFor(t, "says "+at)
+	out.WaitFor(t, "says "+at)
 	second, also := startService(t, program, etcd)
-	out.waitFor(t, "says "+also)
+	out.WaitFor(t, "says "+also)
 
 	began := time.Now()
 	require.NoError(t, first.Process.Signal(syscall.SIGTERM))
@@ -167,22 +142,22 @@ func TestNoCallFailsWhenTheServiceIsToldToEnd(t *testing.T) {
 func TestGoesOnWhileThereIsNoInstance(t *testing.T) {
 	etcd := startEtcd(t, "")
 	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "5ms")
-	out.waitFor(t, "Unavailable")
+	out.WaitFor(t, "Unavailable")
 	startInstance(t, etcd, "late")
-	out.waitFor(t, "is late")
+	out.WaitFor(t, "is late")
 }
 
 func TestFindsTheServiceInAnEtcdThatCameBackEmpty(t *testing.T) {
 	etcd := startEtcd(t, "")
 	startInstance(t, etcd, "old").end()
 	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "20ms")
-	out.waitFor(t, "Unavailable")
+	out.WaitFor(t, "Unavailable")
 
 	require.NoError(t, etcd.Close())
 	again := startEtcd(t, etcd.Endpoint)
 	require.Equal(t, etcd.Endpoint, again.Endpoint)
 	startInstance(t, again, "new")
-	out.waitFor(t, "is new")
+	out.WaitFor(t, "is new")
 }
 
 func TestTheWatchSaysWhyItEnded(t *testing.T) {
@@ -205,11 +180,11 @@ func TestTheWatchSaysWhyItEnded(t *testing.T) {
 
 func TestACountEndsTheClient(t *testing.T) {
 	etcd := startEtcd(t, "")
-	out := new(output)
+	out := new(output.Text)
 	require.EqualError(t, run(t.Context(), []string{"-etcd", etcd.Endpoint, "-every", "1ms", "-n", "2"}, out, out),
 		"none of 2 calls was answered")
 	startInstance(t, etcd, "only")
-	out = new(output)
+	out = new(output.Text)
 	require.NoError(t, run(t.Context(), []string{"-etcd", etcd.Endpoint, "-every", "1ms", "-n", "3"}, out, out))
 	assert.Equal(t, 3, strings.Count(out.String(), "is only"))
 }
@@ -223,5 +198,5 @@ func TestBadFlagsAreErrors(t *testing.T) {
 	} {
 		require.ErrorContains(t, run(t.Context(), strings.Fields(args), os.Stdout, os.Stderr), want)
 	}
-	require.ErrorIs(t, run(t.Context(), []string{"-h"}, os.Stdout, new(output)), flag.ErrHelp)
+	require.ErrorIs(t, run(t.Context(), []string{"-h"}, os.Stdout, new(output.Text)), flag.ErrHelp)
 }

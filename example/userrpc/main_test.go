@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +17,7 @@ import (
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/example/internal/localetcd"
 	"github.com/discov-go/discov/example/user"
+	"github.com/discov-go/discov/internal/output"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -46,30 +45,6 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// output is what a program has written so far.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
-
-func (o *output) waitFor(t *testing.T, text string) {
-	t.Helper()
-	require.Eventually(t, func() bool { return strings.Contains(o.String(), text) }, patience, 10*time.Millisecond,
-		"no %q in what was written", text)
-}
-
 func startEtcd(t *testing.T) (string, *clientv3.Client) {
 	t.Helper()
 	etcd, err := localetcd.Start(t.Context(), "")
@@ -90,7 +65,7 @@ func writeConfig(t *testing.T, format string, args ...any) string {
 
 // program is userrpc, running.
 type program struct {
-	stdout, stderr output
+	stdout, stderr output.Text
 	stop           context.CancelFunc
 	ended          chan error
 }
@@ -126,13 +101,13 @@ func TestServesBeforeItRegistersAndWithdrawsBeforeItDrains(t *testing.T) {
 	endpoint, etcd := startEtcd(t)
 	file := writeConfig(t, "Name: user.rpc\nListenOn: 127.0.0.1:0\nEtcd:\n  Hosts: [%q]\n  Key: user.rpc\n", endpoint)
 	program := start(t, "-f", file)
-	program.stdout.waitFor(t, "registered:")
+	program.stdout.WaitFor(t, "registered:")
 
 	found, err := etcd.Get(t.Context(), "user.rpc/", clientv3.WithPrefix())
 	require.NoError(t, err)
 	require.Len(t, found.Kvs, 1)
 	key, address := string(found.Kvs[0].Key), string(found.Kvs[0].Value)
-	program.stdout.waitFor(t, fmt.Sprintf("$ etcdctl --endpoints %s get user.rpc --prefix\n%s\n%s\n", endpoint, key, address))
+	program.stdout.WaitFor(t, fmt.Sprintf("$ etcdctl --endpoints %s get user.rpc --prefix\n%s\n%s\n", endpoint, key, address))
 
 	conn := dial(t, address)
 	response, err := user.NewUsersClient(conn).GetUser(t.Context(), &user.GetUserRequest{Id: "1"})
@@ -164,7 +139,7 @@ func TestOperatorsSeeWhatItDoes(t *testing.T) {
 	endpoint, _ := startEtcd(t)
 	program := start(t, "-f", writeConfig(t,
 		"Name: user.rpc\nListenOn: 127.0.0.1:0\nAdminOn: 127.0.0.1:0\nEtcd: {Hosts: [%q], Key: user.rpc}\n", endpoint))
-	program.stdout.waitFor(t, "registered:")
+	program.stdout.WaitFor(t, "registered:")
 	_, rest, _ := strings.Cut(program.stdout.String(), "status at ")
 	site, _, _ := strings.Cut(rest, "/,")
 	for path, want := range map[string]string{
@@ -196,10 +171,10 @@ func TestSIGTERMEndsItsOwnEtcdAndExitsWithZero(t *testing.T) {
 	command := exec.CommandContext(t.Context(), os.Args[0], "-f",
 		writeConfig(t, "Name: user.rpc\nListenOn: 127.0.0.1:0\nEtcd:\n  Key: user.rpc\n"))
 	command.Env = append(os.Environ(), asMain+"=1", "TMPDIR="+folder)
-	var stdout, stderr output
+	var stdout, stderr output.Text
 	command.Stdout, command.Stderr = &stdout, &stderr
 	require.NoError(t, command.Start())
-	stdout.waitFor(t, "registered:")
+	stdout.WaitFor(t, "registered:")
 	assert.Contains(t, stdout.String(), "a local etcd serves at 127.0.0.1:")
 	assert.Contains(t, stdout.String(), "its data is in "+folder)
 
@@ -246,7 +221,7 @@ func TestEachFailureIsOneLineAndStatus1(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			command := exec.CommandContext(t.Context(), os.Args[0], test.args...)
 			command.Env = append(os.Environ(), asMain+"=1")
-			var stderr output
+			var stderr output.Text
 			command.Stderr = &stderr
 			var exit *exec.ExitError
 			require.ErrorAs(t, command.Run(), &exit)

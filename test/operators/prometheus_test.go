@@ -2,7 +2,6 @@
 package operators_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,12 +13,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/discov-go/discov/internal/output"
 	"github.com/stretchr/testify/require"
 )
 
@@ -150,9 +149,8 @@ func freeAddr(t *testing.T) string {
 
 // A program is a child process, ended by SIGTERM with the test.
 type program struct {
-	t   *testing.T
-	mu  sync.Mutex
-	out bytes.Buffer
+	output.Text
+	t *testing.T
 }
 
 func start(t *testing.T, path string, args ...string) *program {
@@ -162,29 +160,16 @@ func start(t *testing.T, path string, args ...string) *program {
 	command := exec.CommandContext(ctx, path, args...)
 	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
 	command.WaitDelay = patience
-	command.Stdout, command.Stderr = p, p
+	command.Stdout, command.Stderr = &p.Text, &p.Text
 	require.NoError(t, command.Start())
 	t.Cleanup(func() {
 		cancel()
 		_ = command.Wait() // told to end
 		if t.Failed() {
-			t.Logf("%s:\n%s", filepath.Base(path), p)
+			t.Logf("%s:\n%s", filepath.Base(path), &p.Text)
 		}
 	})
 	return p
-}
-
-// Write implements [io.Writer].
-func (p *program) Write(text []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.Write(text)
-}
-
-func (p *program) String() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.String()
 }
 
 // find waits until the program writes what matches, and returns the match.

@@ -2,7 +2,6 @@
 package strangers
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,12 +12,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcdtest"
+	"github.com/discov-go/discov/internal/output"
 	"github.com/stretchr/testify/require"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -37,21 +36,7 @@ func TestMain(m *testing.M) {
 type program struct {
 	t       *testing.T
 	command *exec.Cmd
-	mu      sync.Mutex
-	out     bytes.Buffer
-}
-
-// Write implements [io.Writer].
-func (p *program) Write(text []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.Write(text)
-}
-
-func (p *program) String() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.out.String()
+	output.Text
 }
 
 // start builds a program and runs it.
@@ -61,13 +46,13 @@ func start(t *testing.T, name string, args ...string) *program {
 	built, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "./"+name).CombinedOutput()
 	require.NoError(t, err, "%s", built)
 	p := &program{t: t, command: exec.Command(binary, args...)} //nolint:noctx // ended below
-	p.command.Stdout, p.command.Stderr = p, p
+	p.command.Stdout, p.command.Stderr = &p.Text, &p.Text
 	require.NoError(t, p.command.Start())
 	t.Cleanup(func() {
 		if t.Failed() {
 			_ = p.command.Process.Kill() // where it was not told to end
 			_ = p.command.Wait()
-			t.Logf("%s:\n%s", name, p)
+			t.Logf("%s:\n%s", name, &p.Text)
 		}
 	})
 	return p
@@ -77,7 +62,7 @@ func start(t *testing.T, name string, args ...string) *program {
 func (p *program) end() string {
 	p.t.Helper()
 	require.NoError(p.t, p.command.Process.Signal(syscall.SIGTERM))
-	require.NoError(p.t, p.command.Wait(), "%s", p)
+	require.NoError(p.t, p.command.Wait(), "%s", &p.Text)
 	return p.String()
 }
 
@@ -191,7 +176,7 @@ func TestAScript(t *testing.T) {
 	observer := etcdtest.Observe(t, etcd, "printer")
 	script := start(t, "script", "-etcd", etcd.Endpoints()[0], "-key", "printer", "-value", "10.0.0.9:631")
 	require.Equal(t, "10.0.0.9:631", found(t, observer, "printer"))
-	etcdtest.RequireSoon(t, patience, func() bool { return strings.Contains(script.String(), `"state":"published"`) }, "it is told")
+	script.WaitFor(t, `"state":"published"`)
 	var states []string
 	for line := range strings.Lines(script.end()) {
 		var status struct{ State, Key, Value, Lease, Until string }
