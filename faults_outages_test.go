@@ -220,7 +220,7 @@ func (s *scene) requireNeverAbsentInTime(of ...*instance) (whole bool) {
 	for _, i := range of {
 		ttl := i.Status().TTL
 		for _, a := range s.Absences(i.key()) {
-			late := s.meter.allowance(a.From.Add(-ttl), a.From) / 2
+			late := s.meter.lateness(a.From.Add(-ttl), a.From)
 			s.t.Logf("%s: %v, before which the machine was late for %v", i.key(), a, late)
 			require.GreaterOrEqual(s.t, late, ttl/8, "%s", i)
 			whole = false

@@ -35,8 +35,8 @@ func WithTTL(ttl time.Duration) PubOption {
 
 // WithTimeout bounds each call whose context has no deadline; a single request to etcd gets half of it. It must be 100 ms
 // or more, and at most ten times the TTL. If a round trip to etcd takes longer than a second, use at least five round
-// trips, or eight with TLS or an account. For one call that has to wait longer, as for an etcd that starts late, use a context with a deadline instead.
-// Defaults to 5 s.
+// trips, or eight with TLS or an account. For one call that has to wait longer, as for an etcd that starts late, use a
+// context with a deadline instead. Defaults to 5 s.
 func WithTimeout(timeout time.Duration) PubOption {
 	return func(p *Publisher) { p.opts.timeout = timeout }
 }

@@ -63,7 +63,7 @@ func (p *polite) begin() {
 // as a slow etcd looks like one: then connections may be examined and streams opened, and keys read.
 func (p *polite) requireAsked(what string, atMost map[string]int) {
 	p.t.Helper()
-	if late := p.meter.allowance(p.since, time.Now()) / 2; late >= lateEnough {
+	if late := p.meter.lateness(p.since, time.Now()); late >= lateEnough {
 		p.t.Logf("the machine was late for %v", late)
 		for method := range atMost {
 			atMost[method] *= 2

@@ -195,8 +195,11 @@ func newMeter(t *testing.T) *meter {
 }
 
 // allowance is what a bound is extended by: each answer of etcd's takes several goroutines their turns, so twice the
-// time that one of them was late between from and to.
-func (m *meter) allowance(from, to time.Time) (late time.Duration) {
+// time that one of them was late.
+func (m *meter) allowance(from, to time.Time) time.Duration { return 2 * m.lateness(from, to) }
+
+// lateness is how long the machine was late between from and to, in all.
+func (m *meter) lateness(from, to time.Time) (late time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for at, d := range m.late {
@@ -204,12 +207,12 @@ func (m *meter) allowance(from, to time.Time) (late time.Duration) {
 			late += d
 		}
 	}
-	return 2 * late
+	return late
 }
 
 // share is the part of the time for which the machine was late.
 func (m *meter) share() float64 {
-	return float64(m.allowance(m.began, time.Now())) / 2 / float64(time.Since(m.began))
+	return float64(m.lateness(m.began, time.Now())) / float64(time.Since(m.began))
 }
 
 // An instance is a Publisher, and what it told.

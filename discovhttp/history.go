@@ -29,8 +29,9 @@ func (h *history) note(e discov.Event) {
 	h.changes = append(h.changes, e)
 }
 
+// all returns the changes; never nil, so that they are an array in JSON too.
 func (h *history) all() []discov.Event {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Clone(h.changes)
+	return append([]discov.Event{}, h.changes...)
 }

@@ -2,6 +2,7 @@ package discovhttp
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"html/template"
@@ -30,6 +31,31 @@ func round(d time.Duration) time.Duration {
 	return d.Round(time.Second)
 }
 
+// reading is a Publisher as it was read for one answer.
+type reading struct {
+	Number  int            `json:"publisher"` // which /pause and /resume want
+	Ready   bool           `json:"ready"`
+	Status  discov.Status  `json:"status"`
+	Stats   discov.Stats   `json:"stats"`
+	Changes []discov.Event `json:"changes"`
+
+	configured string // the key, before it is known whole
+}
+
+// read reads all Publishers, and reports whether there are some and all are ready.
+func (h *Handler) read() (ready bool, readings []reading) {
+	all := h.all()
+	readings = []reading{} // not null in JSON
+	ready = len(all) > 0
+	for _, s := range all {
+		r := reading{Number: s.number, Status: s.pub.Status(), Stats: s.pub.Stats(), Changes: s.history.all(), configured: s.pub.Key()}
+		r.Ready = h.isReady(r.Status, r.Stats)
+		ready = ready && r.Ready
+		readings = append(readings, r)
+	}
+	return ready, readings
+}
+
 // view is what the page shows.
 type view struct {
 	Now        time.Time
@@ -42,13 +68,10 @@ type view struct {
 
 // publisherView is what it shows of one Publisher.
 type publisherView struct {
-	Number     int
-	Configured string // the key, before it is known whole
-	Ready      bool
-	Status     discov.Status
-	For        time.Duration // how long it has been in its state
-	Stats      discov.Stats
-	Timeline   timeline
+	reading
+	Title    string
+	For      time.Duration // how long it has been in its state
+	Timeline timeline
 }
 
 // Newest is the changes, the latest first.
@@ -62,30 +85,18 @@ func (p publisherView) Newest() []span {
 func (p publisherView) IsStopped() bool { return p.Status.State == discov.StateStopped }
 
 func (h *Handler) view() view {
-	var v view
+	ready, readings := h.read()
+	v := view{Now: time.Now(), Ready: ready} // after all that is shown
 	for s := discov.StateIdle; s <= discov.StateStopped; s++ {
 		v.States = append(v.States, s)
 	}
-	all := h.all()
-	v.Ready = len(all) > 0
-	for _, s := range all {
-		status, changes := s.pub.Status(), s.history.all()
-		now := time.Now() // after all that is shown
-		one := publisherView{
-			Number:     s.number,
-			Configured: s.pub.Key(),
-			Ready:      h.isReady(s.pub),
-			Status:     status,
-			Stats:      s.pub.Stats(),
-			Timeline:   newTimeline(changes, now),
+	for _, r := range readings {
+		one := publisherView{reading: r, Title: cmp.Or(r.Status.Key, r.configured), Timeline: newTimeline(r.Changes, v.Now)}
+		if !r.Status.Since.IsZero() {
+			one.For = v.Now.Sub(r.Status.Since)
 		}
-		if !status.Since.IsZero() {
-			one.For = now.Sub(status.Since)
-		}
-		v.Ready = v.Ready && one.Ready
 		v.Publishers = append(v.Publishers, one)
 	}
-	v.Now = time.Now()
 	return v
 }
 
@@ -102,26 +113,12 @@ func (h *Handler) servePage(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(b.Bytes()) // who does not read it is gone
 }
 
-// publisherJSON is a Publisher for programs.
-type publisherJSON struct {
-	Publisher int            `json:"publisher"` // the number that /pause and /resume want
-	Ready     bool           `json:"ready"`
-	Status    discov.Status  `json:"status"`
-	Stats     discov.Stats   `json:"stats"`
-	Changes   []discov.Event `json:"changes"`
-}
-
 func (h *Handler) serveJSON(w http.ResponseWriter, _ *http.Request) {
-	all := h.all()
+	ready, readings := h.read()
 	answer := struct {
-		Ready      bool            `json:"ready"`
-		Publishers []publisherJSON `json:"publishers"`
-	}{len(all) > 0, []publisherJSON{}}
-	for _, s := range all {
-		one := publisherJSON{s.number, h.isReady(s.pub), s.pub.Status(), s.pub.Stats(), slices.Concat([]discov.Event{}, s.history.all())}
-		answer.Ready = answer.Ready && one.Ready
-		answer.Publishers = append(answer.Publishers, one)
-	}
+		Ready      bool      `json:"ready"`
+		Publishers []reading `json:"publishers"`
+	}{ready, readings}
 	text, err := json.MarshalIndent(answer, "", "  ")
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)

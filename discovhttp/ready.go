@@ -16,7 +16,7 @@ func (h *Handler) serveReadiness(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	for _, s := range all {
-		if !h.isReady(s.pub) {
+		if !h.isReady(s.pub.Status(), s.pub.Stats()) {
 			http.Error(w, s.pub.String(), http.StatusServiceUnavailable)
 			return
 		}
@@ -25,14 +25,13 @@ func (h *Handler) serveReadiness(w http.ResponseWriter, _ *http.Request) {
 }
 
 // isReady reports whether a Publisher is ready, as WithStrictReadiness says.
-func (h *Handler) isReady(pub *discov.Publisher) bool {
-	status := pub.Status()
+func (h *Handler) isReady(status discov.Status, stats discov.Stats) bool {
 	if h.strict {
 		return status.State == discov.StatePublished && time.Now().Before(status.Until)
 	}
 	switch status.State {
 	case discov.StateRegistering, discov.StatePublished, discov.StateConflict:
-		return pub.Stats().Registrations > 0
+		return stats.Registrations > 0
 	default:
 		return false
 	}
