@@ -67,6 +67,9 @@ bench: ## Measure beside raw clientv3 and go-zero, for an hour: make bench SIZES
 test-bench: ## Vet the benchmark, and run a small one.
 	cd test/bench && go vet ./... && go test -count 1 ./...
 
+# unpack puts a package of Debian's into a folder of bin/, without installing it.
+unpack = mkdir -p bin && apt-get -qq update && cd bin && apt-get -qq -o APT::Sandbox::User=root download $(1) && dpkg -x $(1)_*.deb $(1) && rm $(1)_*.deb
+
 # Servers of other ages are built from their modules; 3.4 is Debian's, unpacked into bin/, since an installed one starts a
 # service. 3.7 is what make test runs.
 SERVERS := v3.5 v3.6 v3.8
@@ -77,8 +80,7 @@ servers:
 	mkdir -p bin; \
 	for version in $(SERVERS); do (cd test/servers/$$version && go build -o $(CURDIR)/bin/etcd-$$version .); done; \
 	if [ ! -x bin/etcd-v3.4 ]; then \
-		apt-get -qq update; \
-		(cd bin && apt-get -qq -o APT::Sandbox::User=root download etcd-server && dpkg -x etcd-server_*.deb etcd-server && rm etcd-server_*.deb); \
+		($(call unpack,etcd-server)); \
 		ln -s etcd-server/usr/bin/etcd bin/etcd-v3.4; \
 	fi
 
@@ -100,9 +102,7 @@ test-compat: ## Have other frameworks' clients find what is published: go-zero, 
 	if [ -z "$$etcdctl" ]; then \
 		etcdctl=$(CURDIR)/bin/etcd-client/usr/bin/etcdctl; \
 		if [ ! -x "$$etcdctl" ]; then \
-			mkdir -p bin; \
-			apt-get -qq update; \
-			(cd bin && apt-get -qq -o APT::Sandbox::User=root download etcd-client && dpkg -x etcd-client_*.deb etcd-client && rm etcd-client_*.deb); \
+			($(call unpack,etcd-client)); \
 		fi; \
 	fi; \
 	cd test/compat && go vet ./... && ETCDCTL=$$etcdctl go test -race -count 1 -timeout 10m ./...
@@ -123,9 +123,7 @@ test-operators: bin/prometheus/usr/bin/prometheus ## Have Prometheus scrape the 
 	cd test/operators && go vet ./... && PROMETHEUS=$(CURDIR)/bin/prometheus/usr/bin SCREENSHOT=$(SCREENSHOT) go test -race -count 1 -timeout 10m ./...
 
 bin/prometheus/usr/bin/prometheus:
-	mkdir -p bin
-	apt-get -qq update
-	cd bin && apt-get -qq -o APT::Sandbox::User=root download prometheus && dpkg -x prometheus_*.deb prometheus && rm prometheus_*.deb
+	$(call unpack,prometheus)
 
 .PHONY: pictures
 pictures: ## Draw docs/timeline.svg and docs/status.png anew, from runs of now.
