@@ -78,7 +78,9 @@ func (s *renewalStream) add(one *renewal) {
 // drop forgets a request that is answered or given up.
 func (s *renewalStream) drop(one *renewal) {
 	one.stream = nil
-	s.load--
+	if s.load--; s.load == 0 {
+		s.sent = nil // which may be thousands
+	}
 }
 
 // answer notes the answer to a request.

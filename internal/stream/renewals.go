@@ -213,6 +213,9 @@ func (r *Renewals) skipForgottenLocked() {
 	for len(r.queue) > 0 && !r.isWaitingLocked(r.queue[0]) {
 		r.queue = r.queue[1:]
 	}
+	if len(r.queue) == 0 {
+		r.queue = nil // which may have been thousands
+	}
 }
 
 // handLocked hands up to n requests to the stream.

@@ -16,12 +16,12 @@ const (
 	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
 	// watch up to 100 ms later than of one after it).
 	gather = 10 * time.Millisecond
-	// Where burst of them came in that time, many Publishers start at once: then they wait for gatherBurst more, and again
-	// while as many come, mostGathers times at most (because: in a burst the watches were a tenth of the time that KeepAlive
-	// took, and nobody waits for them).
-	burst       = 8
+	// Where they come at burstRate a second, many Publishers start at once: then they wait for gatherBurst more, and again while
+	// as many come, mostGathers times at most (because: in a burst the watches were a tenth of the time that KeepAlive took,
+	// and nobody waits for them). What happens to a key meanwhile, the watch tells once it is there.
+	burstRate   = 800
 	gatherBurst = 90 * time.Millisecond
-	mostGathers = 10
+	mostGathers = 50
 	// askAgain is how long a request has no answer at least until it is made again, twice as long each time, up to
 	// maxRepeats times.
 	askAgain   = time.Second

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
@@ -192,13 +193,13 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 
 // outwaitBurst waits while many requests come.
 func (s *watchStream) outwaitBurst() {
-	before := 0
+	before, burst := 0, int(burstRate*gather/time.Second)
 	for range mostGathers {
 		now := s.unsentLen()
 		if now < before+burst {
 			return
 		}
-		before = now
+		before, burst = now, int(burstRate*gatherBurst/time.Second)
 		backoff.Pause(s.ctx, gatherBurst)
 	}
 }
@@ -259,7 +260,9 @@ func (s *watchStream) takeAskedLocked(id int64) *watch {
 	}
 	at := max(0, slices.IndexFunc(s.asked, func(w *watch) bool { return w.id == id || w.id == firstID+id }))
 	w := s.asked[at]
-	s.asked = slices.Delete(s.asked, at, at+1)
+	copy(s.asked[1:at+1], s.asked[:at]) // none, where the answers come in order: with thousands, all others were too many
+	s.asked[0] = nil
+	s.asked = s.asked[1:]
 	return w
 }
 

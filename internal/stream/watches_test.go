@@ -429,11 +429,14 @@ func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
 
 func TestWatchesOfABurstGoOutTogether(t *testing.T) {
 	for name, tried := range map[string]struct {
+		rate    int // in a second
 		lasts   time.Duration
-		packets int // at most, and the first ones that did not wait
+		longest time.Duration // that a watch waits
+		packets int           // at most, and the first ones that did not wait
 	}{
-		"one that is soon over": {300 * time.Millisecond, 1 + 2},
-		"one that lasts":        {5 * time.Second, 6 + 2},
+		"one that is soon over": {2 * burstRate, 300 * time.Millisecond, 300*time.Millisecond + 2*gatherBurst, 1 + 2},
+		"one that lasts":        {2 * burstRate, 20 * time.Second, 2*gather + mostGathers*gatherBurst, 5 + 2},
+		"many that are none":    {burstRate / 2, 2 * time.Second, 2 * gather, 250},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
@@ -456,15 +459,13 @@ func TestWatchesOfABurstGoOutTogether(t *testing.T) {
 						mu.Unlock()
 					}
 				}}, 0)
-				for began := time.Now(); time.Since(began) < tried.lasts; time.Sleep(gather / 2) {
-					for range burst {
-						ws.listen(time.Now().Format(time.RFC3339Nano))
-					}
+				for began := time.Now(); time.Since(began) < tried.lasts; time.Sleep(time.Second / time.Duration(tried.rate)) {
+					ws.listen(time.Now().Format(time.RFC3339Nano))
 				}
 				time.Sleep(2 * gatherBurst)
 				mu.Lock()
 				defer mu.Unlock()
-				require.LessOrEqual(t, longest, 2*gather+mostGathers*gatherBurst)
+				require.LessOrEqual(t, longest, tried.longest)
 				require.LessOrEqual(t, len(packets), tried.packets)
 				require.Zero(t, ws.cur.unsentLen(), "none is left once it is over")
 			})
