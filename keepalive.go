@@ -49,16 +49,16 @@ func (k *keeper) run(first *start) {
 		k.fail(first, err, nil)
 		return
 	}
-	r := new(registration)
+	var left leases
 	for first != nil {
-		r = k.newRegistration(on.first, r)
+		r := k.newRegistration(on.first, left)
 		failed := k.begin(first, r)
 		r.use(on.usual)
 		if failed = k.begun(first, failed); failed == nil {
 			k.stay(r, on.release)
 			return
 		}
-		first = k.undo(first, failed, r, on.release)
+		first, left = k.undo(first, failed, r, on.release), r.leases
 	}
 }
 
@@ -163,8 +163,8 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 	return on, nil
 }
 
-// newRegistration has of the one before, which was withdrawn, the leases that are left.
-func (k *keeper) newRegistration(on store, before *registration) *registration {
+// newRegistration has what is left of the leases of the one before, which was withdrawn.
+func (k *keeper) newRegistration(on store, left leases) *registration {
 	r := &registration{
 		wanted:   k.ledger,
 		bell:     k.wish.bell,
@@ -175,10 +175,9 @@ func (k *keeper) newRegistration(on store, before *registration) *registration {
 	r.leases = leases{
 		family:     &k.family,
 		ttl:        k.opts.ttl,
-		former:     before.leases.former,
-		suspicions: before.leases.suspicions,
-		find:       r.findLeases,
-		onChange:   k.noteLease,
+		former:     left.former,
+		suspicions: left.suspicions,
+		of:         r,
 		bell:       k.wish.bell,
 	}
 	r.use(on)
@@ -194,7 +193,7 @@ func (k *keeper) begin(first *start, r *registration) error {
 	var failed error
 	end := cleanUpFrom(first.bound)
 	for retry := backoff.New(); ; {
-		ctx, cancel := context.WithDeadline(first.bound, end)
+		ctx, cancel := context.WithDeadline(first.caller, end) // which is before bound's
 		want, latch := k.tryFirst(cancel)
 		if want != wantPublished {
 			cancel()

@@ -81,12 +81,18 @@ type leases struct {
 	ended  bool            // whether one that was held has ended, since this was asked last
 	former []formerLease
 	// suspicions counts the reasons to think that etcd has a lease of ours that is neither: it was restored, or may have
-	// been. find returns those that hold a key of ours.
+	// been.
 	suspicions int
-	find       func(context.Context) ([]clientv3.LeaseID, error)
-	// onChange hears of another lease held, and bell of what goes wrong with it.
-	onChange func(held *etcd.Keepalive)
-	bell     etcd.Bell
+	of         leaseholder
+	bell       etcd.Bell // rung when something goes wrong with the lease held
+}
+
+// leaseholder is whose leases they are: the registration.
+type leaseholder interface {
+	// findLeases returns those that hold a key of ours.
+	findLeases(ctx context.Context) ([]clientv3.LeaseID, error)
+	// noteLease hears of another lease held, nil where there is none any more.
+	noteLease(held *etcd.Keepalive)
 }
 
 // secure makes sure that a lease is held: grants one where there is none, and renews it where its time is up. It returns
@@ -125,7 +131,7 @@ func (ls *leases) grant(ctx context.Context) error {
 	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
 	lease.Bell = ls.bell
 	ls.store.KeepAlive(lease)
-	ls.onChange(lease)
+	ls.of.noteLease(lease)
 	return nil
 }
 
@@ -146,7 +152,7 @@ func (ls *leases) lose() {
 	ls.store.LetGo(ls.held)
 	ls.held, ls.ended = nil, true
 	ls.suspicions++
-	ls.onChange(nil)
+	ls.of.noteLease(nil)
 }
 
 // discard makes the lease held a former one.
@@ -186,7 +192,7 @@ func (ls *leases) sweep(ctx context.Context) error {
 
 // search makes former ones of the leases of ours that etcd has.
 func (ls *leases) search(ctx context.Context) error {
-	found, err := ls.find(ctx)
+	found, err := ls.of.findLeases(ctx)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,8 @@ type ledger struct {
 
 // start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
 type start struct {
-	bound    context.Context // of the first registration and, where that fails, of its clean-up; it has a deadline
+	caller   context.Context
+	bound    context.Context // the caller's, of the first registration and, where that fails, of its clean-up; it has a deadline
 	answered bool
 	err      error
 }

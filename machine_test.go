@@ -360,8 +360,8 @@ func (f *fakeEtcd) begun(p *Publisher) (k *keeper, goOn func()) {
 	defer cancel()
 	p.running, p.wish.takeover = true, true
 	k = &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
-	r := k.newRegistration(f, new(registration))
-	require.NoError(f.t, k.begin(&start{bound: bound}, r))
+	r := k.newRegistration(f, leases{})
+	require.NoError(f.t, k.begin(&start{caller: bound, bound: bound}, r))
 	return k, func() { k.finish(k.keep(r)) }
 }
 

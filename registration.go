@@ -59,13 +59,15 @@ type registration struct {
 	signs signs
 }
 
-// wanted is what the user wants: the ledger.
+// wanted is what the user wants, and is told: the ledger.
 type wanted interface {
 	// latest takes the value that is wanted now.
 	latest() string
 	// outdated reports whether it is another one since, and isNew whether that, or a decision, was not taken.
 	outdated() bool
 	isNew() bool
+	// noteLease hears of another lease held, nil where there is none any more.
+	noteLease(held *etcd.Keepalive)
 }
 
 // use makes the registration ask this store from now on.
@@ -97,7 +99,10 @@ func (r *registration) isNamed() bool {
 	return !r.suffixed || r.id != 0 || r.leases.held != nil
 }
 
-// findLeases returns the leases of ours that hold a key of ours. An account that may not read it has to try the latest.
+// noteLease implements leaseholder.
+func (r *registration) noteLease(held *etcd.Keepalive) { r.wanted.noteLease(held) }
+
+// findLeases implements leaseholder. It returns the leases of ours that hold a key of ours. An account that may not read it has to try the latest.
 func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, error) {
 	var key string
 	whole := !r.suffixed || r.id != 0

@@ -9,7 +9,7 @@ import (
 type Conn struct {
 	links   *links
 	history history
-	own     *requester // of what is done for all users at once
+	own     requester // of what is done for all users at once
 	beats   *beats
 	keys    *keys
 }
@@ -30,7 +30,7 @@ func Open(to Target) (*Conn, error) {
 	opened.Add(1)
 	c.own = c.requester(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
 	c.beats = newBeats(c.links)
-	c.keys = newKeys(c.links, c.own)
+	c.keys = newKeys(c.links, &c.own)
 	c.history.wentBack = c.beats.wentBack
 	return c, nil
 }
@@ -43,7 +43,7 @@ func (c *Conn) Close() {
 
 // A Caller is one user's use of a connection. It is safe for concurrent use.
 type Caller struct {
-	*requester
+	requester
 	*beats
 	*keys
 }
@@ -53,8 +53,8 @@ func (c *Conn) Caller(bounds Bounds) *Caller {
 	return &Caller{c.requester(bounds), c.beats, c.keys}
 }
 
-func (c *Conn) requester(bounds Bounds) *requester {
-	return &requester{links: c.links, history: &c.history, bounds: bounds}
+func (c *Conn) requester(bounds Bounds) requester {
+	return requester{links: c.links, history: &c.history, bounds: bounds}
 }
 
 // heard takes the revision that any answer on a stream names, and finds out for sure where it is an older one.

@@ -43,7 +43,7 @@ type fakeEtcd struct {
 	behind   int64 // by how much its streams lag
 	keys     map[string]*mvccpb.KeyValue
 	ended    map[int64]bool // leases
-	requests []request
+	requests []received
 	dials    []time.Duration
 	refused  error // why it takes no connections, nil where it does
 	conns    []*fakeConn
@@ -52,8 +52,8 @@ type fakeEtcd struct {
 // testTTL is that of a fake lease.
 const testTTL = 9 * time.Second
 
-// request is one that a fakeEtcd has had, and when.
-type request struct {
+// received is a request that a fakeEtcd has had, and when.
+type received struct {
 	at   time.Duration
 	what any
 }
@@ -177,7 +177,7 @@ func (f *fakeEtcd) forget() {
 
 func (f *fakeEtcd) note(ctx context.Context, what any) error {
 	f.mu.Lock()
-	f.requests = append(f.requests, request{f.since(), what})
+	f.requests = append(f.requests, received{f.since(), what})
 	before := f.before
 	f.mu.Unlock()
 	return before(ctx, what)

@@ -2,18 +2,25 @@ package conn
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcd"
 )
 
+// request is what is asked of etcd over a link.
+type request[T any] struct {
+	send func(context.Context, *link) (T, error)
+	// outlasts is for how long an answer is waited for although the one who asked has cancelled it. Zero ends it with its
+	// context.
+	outlasts time.Duration
+}
+
 // do makes a request over the link of now, and over the next one where that is replaced meanwhile.
-func do[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func do[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
 	for {
 		l := c.links.enter()
-		answer, err = onLink(ctx, c, l, request)
+		answer, err = onLink(ctx, c, l, what)
 		moved := l.left.Err() != nil
 		l.calls.Done()
 		if err == nil || !moved || ctx.Err() != nil {
@@ -23,13 +30,13 @@ func do[T any](ctx context.Context, c *requester, request func(context.Context, 
 }
 
 // onLink makes a request over a link. Where one member cannot do it, the next is asked at once.
-func onLink[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func onLink[T any](ctx context.Context, c *requester, l *link, what request[T]) (answer T, err error) {
 	if l.isClosedByCaller() {
 		return answer, etcd.ErrClientClosed
 	}
-	answer, err = again(ctx, c, l, request)
+	answer, err = again(ctx, c, l, what)
 	if etcd.IsOfOneMember(err) && ctx.Err() == nil && l.members() > 1 && l.ready.isReady() {
-		answer, err = again(ctx, c, l, request)
+		answer, err = again(ctx, c, l, what)
 	}
 	switch {
 	case err != nil && l.isClosedByCaller():
@@ -42,18 +49,18 @@ func onLink[T any](ctx context.Context, c *requester, l *link, request func(cont
 
 // again makes a request, and makes it again while there is no answer for longer than there should be one, unless it seems
 // to wait for its turn. It returns what is answered first. While etcd is silent, the link is put in doubt.
-func again[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) (T, error) {
-	r := newRace(ctx, c, l, request)
+func again[T any](ctx context.Context, c *requester, l *link, what request[T]) (T, error) {
+	r := newRace(ctx, c, l, what)
 	defer r.end()
 	r.try()
 	return r.answer, r.err
 }
 
 // noted notes that a request was answered, and how long that took if nothing else was waited for.
-func noted[T any](request func(context.Context, *link) (T, error)) func(context.Context, *link) (T, error) {
+func noted[T any](send func(context.Context, *link) (T, error)) func(context.Context, *link) (T, error) {
 	return func(ctx context.Context, l *link) (answer T, err error) {
 		began, connected := time.Now(), l.ready.isReady()
-		answer, err = request(ctx, l)
+		answer, err = send(ctx, l)
 		if err == nil {
 			l.noteAnswer(began, connected)
 		}
@@ -70,30 +77,29 @@ func (l *link) noteAnswer(began time.Time, connected bool) {
 	}
 }
 
-// Why a request ends before its context does.
-var (
-	errOvertaken = errors.New("another try of the request has ended")
-	errLeft      = errors.New("the link was given up")
-)
-
 // race is among the tries of one request: the first that ends wins, and ends the others.
 type race[T any] struct {
 	pending pending
 	links   *links
 	link    *link
-	request func(context.Context, *link) (T, error)
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
+	what    request[T]
+	asked   context.Context // by whom it was asked
+	ctx     context.Context // of the tries
+	cancel  context.CancelFunc
 
 	once   sync.Once
 	answer T
 	err    error
 }
 
-func newRace[T any](ctx context.Context, c *requester, l *link, request func(context.Context, *link) (T, error)) *race[T] {
-	r := &race[T]{links: c.links, link: l, request: request}
+func newRace[T any](ctx context.Context, c *requester, l *link, what request[T]) *race[T] {
+	r := &race[T]{links: c.links, link: l, what: what, asked: ctx}
 	r.pending = pending{attended: r, patience: c.patienceOn(l), pause: max(askAgain, l.pulse.Late())}
-	r.ctx, r.cancel = context.WithCancelCause(ctx)
+	if what.outlasts == 0 {
+		r.ctx, r.cancel = context.WithCancel(ctx)
+	} else {
+		r.ctx, r.cancel = l.outlast(ctx, what.outlasts)
+	}
 	l.attendant.attend(&r.pending)
 	return r
 }
@@ -101,19 +107,19 @@ func newRace[T any](ctx context.Context, c *requester, l *link, request func(con
 // end ends all tries that are left.
 func (r *race[T]) end() {
 	r.link.attendant.dismiss(&r.pending)
-	r.cancel(nil)
+	r.cancel()
 }
 
 // try makes the request once.
 func (r *race[T]) try() {
-	answer, err := r.request(r.ctx, r.link)
+	answer, err := r.what.send(r.ctx, r.link)
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
-		r.cancel(errOvertaken)
+		r.cancel()
 	})
 }
 
-func (r *race[T]) giveUp() { r.cancel(errLeft) }
+func (r *race[T]) giveUp() { r.cancel() }
 
 func (r *race[T]) suspect() bool {
 	// With several members, one that is silent may hide behind the answers of the others.
@@ -122,8 +128,31 @@ func (r *race[T]) suspect() bool {
 
 func (r *race[T]) repeat() {
 	l := r.link
-	isDone := r.ctx.Err() != nil || !l.ready.isReady()
+	isDone := r.ctx.Err() != nil || r.asked.Err() != nil || !l.ready.isReady()
 	if !isDone && l.pulse.Silence() == nil && !l.account.IsLoggingIn() && !l.pulse.IsQueue(r.pending.began, max(r.pending.pause, queueAtLeast)) {
 		l.calls.Go(r.try)
 	}
+}
+
+// outlast returns a context for the tries of a request that has ctx's deadline, but where ctx is cancelled, ends by a time
+// later: or at once, where there is no connection, on which it might still be under way.
+func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := withDeadlineOf(ctx)
+	stop := context.AfterFunc(ctx, func() {
+		if l.ready.isReady() {
+			time.AfterFunc(by, cancel)
+		} else {
+			cancel()
+		}
+	})
+	return longer, func() { stop(); cancel() }
+}
+
+// withDeadlineOf returns a context with ctx's values and its deadline, if it has one, that is not cancelled with it.
+func withDeadlineOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if ctx = context.WithoutCancel(ctx); ok {
+		return context.WithDeadline(ctx, deadline)
+	}
+	return context.WithCancel(ctx)
 }

@@ -39,17 +39,21 @@ var headers = metadata.Pairs(
 )
 
 // call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
-func call[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
-	ctx = metadata.NewOutgoingContext(ctx, headers)
+func call[T any](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
+	return ask(ctx, c, request[T]{send: send})
+}
+
+func ask[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
+	ctx, what.send = metadata.NewOutgoingContext(ctx, headers), noted(what.send)
 	if c.bounds.Call == 0 {
-		answer, err = do(ctx, c, noted(request))
+		answer, err = do(ctx, c, what)
 	} else {
-		answer, err = callWithin(ctx, c, noted(request))
+		answer, err = askWithin(ctx, c, what)
 	}
 	return answer, etcd.Plain(err)
 }
 
-func callWithin[T any](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func askWithin[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
 	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
 			return answer, err
@@ -57,7 +61,7 @@ func callWithin[T any](ctx context.Context, c *requester, request func(context.C
 	}
 	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
 	defer cancel()
-	answer, err = do(bound, c, request)
+	answer, err = do(bound, c, what)
 	c.isVain(ctx, bound, err)
 	return answer, err
 }
@@ -88,9 +92,9 @@ func (c *requester) longer(ctx context.Context, wait func(context.Context) error
 
 // await waits for a connection.
 func (c *requester) await(ctx context.Context) error {
-	_, err := do(ctx, c, func(ctx context.Context, l *link) (struct{}, error) {
+	_, err := do(ctx, c, request[struct{}]{send: func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.await(ctx)
-	})
+	}})
 	return etcd.Plain(err)
 }
 

@@ -20,42 +20,14 @@ import (
 // that nothing must ever be put on them: what was asked for without an answer.
 func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
 	tries := grantTries{next: next}
-	lease, err = call(ctx, c, func(ctx context.Context, l *link) (*etcd.Keepalive, error) {
-		if !l.ready.isReady() {
-			return l.grant(ctx, ttl, &tries)
-		}
-		ctx, cancel := l.outlast(ctx, max(c.bounds.Call, outlastLeast))
-		defer cancel()
-		return l.grant(ctx, ttl, &tries)
+	lease, err = ask(ctx, c, request[*etcd.Keepalive]{
+		send:     func(ctx context.Context, l *link) (*etcd.Keepalive, error) { return l.grant(ctx, ttl, &tries) },
+		outlasts: max(c.bounds.Call, outlastLeast), // because: etcd might grant a lease after it was revoked
 	})
 	if err != nil {
 		return nil, tries.end(clientv3.NoLease), err
 	}
 	return lease, tries.end(lease.ID), nil
-}
-
-// outlast returns a context for a request that is bounded, not cancelled (because: etcd might grant a lease after it was
-// revoked): it has ctx's deadline, but where the user has cancelled ctx, it ends by a time later, or when the link is left.
-func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := withDeadlineOf(ctx)
-	stop := context.AfterFunc(ctx, func() {
-		if cause := context.Cause(ctx); errors.Is(cause, errOvertaken) || errors.Is(cause, errLeft) {
-			cancel()
-			return
-		}
-		stopLeft := context.AfterFunc(l.left, cancel)
-		time.AfterFunc(by, func() { stopLeft(); cancel() })
-	})
-	return longer, func() { stop(); cancel() }
-}
-
-// withDeadlineOf returns a context with ctx's values and its deadline, if it has one, that is not cancelled with it.
-func withDeadlineOf(ctx context.Context) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
-	if ctx = context.WithoutCancel(ctx); ok {
-		return context.WithDeadline(ctx, deadline)
-	}
-	return context.WithCancel(ctx)
 }
 
 // grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.
@@ -207,9 +179,9 @@ func (c *requester) PutOver(ctx context.Context, was etcd.Entry, what etcd.Write
 type hasHeader interface{ GetHeader() *pb.ResponseHeader }
 
 // truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
-func truly[T hasHeader](ctx context.Context, c *requester, request func(context.Context, *link) (T, error)) (answer T, err error) {
+func truly[T hasHeader](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
 	before := c.history.latest()
-	answer, err = call(ctx, c, request)
+	answer, err = call(ctx, c, send)
 	if err == nil {
 		c.history.note(before, answer.GetHeader().GetRevision())
 	}

@@ -2,6 +2,7 @@ package stream
 
 import (
 	"context"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -87,15 +88,13 @@ type watchStream struct {
 	ended  bool
 	nextID int64
 	unsent []*pb.WatchRequest
+	open   int              // how many watches are not closed
 	asked  []*watch         // that etcd has not told to be created, in the order in which it was asked
 	live   map[int64]*watch // by the ID that etcd names them with
-	open   map[*watch]struct{}
 }
 
 func newWatchStream(of *Watches) *watchStream {
-	s := &watchStream{
-		of: of, wake: make(chan struct{}, 1), nextID: firstID, live: map[int64]*watch{}, open: map[*watch]struct{}{},
-	}
+	s := &watchStream{of: of, wake: make(chan struct{}, 1), nextID: firstID, live: map[int64]*watch{}}
 	s.ctx, s.cancel = context.WithCancel(of.ctx)
 	return s
 }
@@ -110,7 +109,7 @@ func (s *watchStream) create(w *watch) bool {
 	w.id = s.nextID
 	s.nextID++
 	s.asked = append(s.asked, w)
-	s.open[w] = struct{}{}
+	s.open++
 	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
 		CreateRequest: &pb.WatchCreateRequest{Key: []byte(w.key), StartRevision: w.start, WatchId: w.id},
 	}})
@@ -126,8 +125,7 @@ func (s *watchStream) close(w *watch) {
 		return
 	}
 	w.closed = true
-	delete(s.open, w)
-	if len(s.open) == 0 {
+	if s.open--; s.open == 0 {
 		s.ended = true
 		s.cancel()
 		return
@@ -283,7 +281,7 @@ func (s *watchStream) ofLocked(id int64, event *mvccpb.Event) *watch {
 	if named == nil || named.key == key {
 		return named
 	}
-	for w := range s.open {
+	for w := range s.allOpenLocked() {
 		if w.key != key {
 			continue
 		}
@@ -301,10 +299,26 @@ func (s *watchStream) ofLocked(id int64, event *mvccpb.Event) *watch {
 // endLocked ends a watch by itself.
 func (s *watchStream) endLocked(w *watch, err error) {
 	delete(s.live, w.id)
-	delete(s.open, w)
 	if !w.closed {
 		w.closed = true
+		s.open--
 		w.listener.End(err)
+	}
+}
+
+// allOpenLocked are the watches that are not closed.
+func (s *watchStream) allOpenLocked() iter.Seq[*watch] {
+	return func(yield func(*watch) bool) {
+		for _, w := range s.asked {
+			if !w.closed && !yield(w) {
+				return
+			}
+		}
+		for _, w := range s.live {
+			if !yield(w) {
+				return
+			}
+		}
 	}
 }
 
@@ -313,7 +327,7 @@ func (s *watchStream) end(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.ended = true
-	for w := range s.open {
+	for w := range s.allOpenLocked() {
 		s.endLocked(w, err)
 	}
 	s.asked, s.unsent = nil, nil
