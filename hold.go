@@ -68,9 +68,8 @@ func (r *registration) look() error {
 
 // watchKey watches the key, from what was read or written last. A watch that there is goes on.
 func (r *registration) watchKey() {
-	if r.watch == nil || r.watched != r.key {
-		r.unwatch()
-		r.watch, r.watched = r.store.Watch(r.key, r.seen, r.rev, r.bell), r.key
+	if r.watch == nil {
+		r.watch = r.store.Watch(r.key, r.seen, r.rev, r.bell)
 	}
 }
 

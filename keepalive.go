@@ -166,11 +166,11 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 // newRegistration has what is left of the leases of the one before, which was withdrawn.
 func (k *keeper) newRegistration(on store, left leases) *registration {
 	r := &registration{
-		wanted:   k.ledger,
-		bell:     k.wish.bell,
-		prefix:   k.prefix,
-		suffixed: !k.opts.exactKey,
-		id:       k.opts.id,
+		wanted: k.ledger,
+		bell:   k.wish.bell,
+		prefix: k.prefix,
+		exact:  k.opts.exactKey,
+		id:     k.opts.id,
 	}
 	r.leases = leases{
 		family:     &k.family,
@@ -178,7 +178,6 @@ func (k *keeper) newRegistration(on store, left leases) *registration {
 		former:     left.former,
 		suspicions: left.suspicions,
 		of:         r,
-		bell:       k.wish.bell,
 	}
 	r.use(on)
 	return r

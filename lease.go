@@ -84,14 +84,13 @@ type leases struct {
 	// been.
 	suspicions int
 	of         leaseholder
-	bell       etcd.Bell // rung when something goes wrong with the lease held
 }
 
 // leaseholder is whose leases they are: the registration.
 type leaseholder interface {
 	// findLeases returns those that hold a key of ours.
 	findLeases(ctx context.Context) ([]clientv3.LeaseID, error)
-	// noteLease hears of another lease held, nil where there is none any more.
+	// noteLease hears of another lease held, before it is kept alive; nil where there is none any more.
 	noteLease(held *etcd.Keepalive)
 }
 
@@ -129,9 +128,8 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
-	lease.Bell = ls.bell
-	ls.store.KeepAlive(lease)
 	ls.of.noteLease(lease)
+	ls.store.KeepAlive(lease)
 	return nil
 }
 

@@ -28,11 +28,11 @@ type registration struct {
 	store  store
 	leases leases
 
-	wanted   wanted
-	bell     etcd.Bell // rung when something has happened to the key, to the lease, or to what is wanted
-	prefix   string
-	suffixed bool  // whether something is appended to the prefix
-	id       int64 // what, or zero for the lease ID
+	wanted wanted
+	bell   etcd.Bell // rung when something has happened to the key, to the lease, or to what is wanted
+	prefix string
+	id     int64 // what is appended to it, zero for the lease ID; nothing is with exact
+	exact  bool
 
 	// key is the full key on the lease held last, value what it is to hold, as it was wanted last.
 	key, value string
@@ -40,19 +40,17 @@ type registration struct {
 	// none.
 	accepted, refused string
 	refusal           error
-	// seen is what etcd held when it was last read or written, at revision rev. fresh means that it was told just now, so
-	// that it need not be read.
-	seen  etcd.Entry
-	rev   int64
+	// fresh means that what was seen was told just now, so that it need not be read.
 	fresh bool
 	// settled means that a reconcile has succeeded, and that nothing is held since.
 	settled bool
 	// conflict means that the key is left to another instance, contested that one has held it since it was put last.
 	conflict, contested bool
 	fights              fights
-	// watch is of the key named watched, nil where there is none.
-	watch   *etcd.Watcher
-	watched string
+	// seen is what etcd held when it was last read or written, at revision rev.
+	seen  etcd.Entry
+	rev   int64
+	watch *etcd.Watcher // of the key, nil where there is none
 
 	// puts counts the writes of a key that was missing or wrong.
 	puts  int
@@ -85,7 +83,7 @@ func (r *registration) conflictError() error {
 // fullKey returns the key on the lease held, as far as it is known.
 func (r *registration) fullKey() string {
 	switch {
-	case !r.suffixed, !r.isNamed():
+	case r.exact, !r.isNamed():
 		return r.prefix
 	case r.id != 0:
 		return withID(r.prefix, r.id)
@@ -96,16 +94,21 @@ func (r *registration) fullKey() string {
 
 // isNamed reports whether the key is whole: one that ends with a lease ID is so once there is a lease.
 func (r *registration) isNamed() bool {
-	return !r.suffixed || r.id != 0 || r.leases.held != nil
+	return r.exact || r.id != 0 || r.leases.held != nil
 }
 
 // noteLease implements leaseholder.
-func (r *registration) noteLease(held *etcd.Keepalive) { r.wanted.noteLease(held) }
+func (r *registration) noteLease(held *etcd.Keepalive) {
+	if held != nil {
+		held.Bell = r.bell
+	}
+	r.wanted.noteLease(held)
+}
 
 // findLeases implements leaseholder. It returns the leases of ours that hold a key of ours. An account that may not read it has to try the latest.
 func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, error) {
 	var key string
-	whole := !r.suffixed || r.id != 0
+	whole := r.exact || r.id != 0
 	if whole {
 		key = r.fullKey()
 	} else {
@@ -130,7 +133,10 @@ func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, erro
 func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 	for range reconcileRounds {
 		kept, err := r.leases.secure(ctx)
-		r.key = r.fullKey()
+		if key := r.fullKey(); key != r.key {
+			r.unwatch()
+			r.key = key
+		}
 		if err != nil {
 			if r.leases.held != nil {
 				return r.failed("renew the lease of", err)

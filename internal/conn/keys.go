@@ -35,10 +35,10 @@ type key struct {
 	*etcd.Watcher
 
 	mu      sync.Mutex
-	now     etcd.Entry // as far as it is known
-	rev     int64      // when it was so
-	blind   bool       // whether the account may not watch it
-	another bool       // whether a member could not watch it, and the next one was asked
+	written int64 // the revision of its last write, as far as it is known
+	rev     int64 // when it was so
+	blind   bool  // whether the account may not watch it
+	another bool  // whether a member could not watch it, and the next one was asked
 	ended   bool
 	cancel  func() // of the watch; nil where there is none
 }
@@ -46,7 +46,7 @@ type key struct {
 // Watch tells of the key, which was so at revision rev, until it ends, and rings the bell. It does not wait. An account that may read the key,
 // but not watch it, hears of it now and then.
 func (ks *keys) Watch(name string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher {
-	k := &key{of: ks, name: name, now: now, rev: rev}
+	k := &key{of: ks, name: name, written: now.Rev, rev: rev}
 	k.Watcher = etcd.NewWatcher(bell, k.stop)
 	ks.add(k)
 	k.watch()
@@ -124,7 +124,7 @@ func (k *key) Tell(now etcd.Entry, rev int64) {
 // learnLocked takes what the key is at a later revision, and tells it. The lock is held, so that watch and audit tell it in
 // turn.
 func (k *key) learnLocked(now etcd.Entry, rev int64) {
-	k.now, k.rev = now, rev
+	k.written, k.rev = now.Rev, rev
 	k.Watcher.Tell(now, rev)
 }
 
@@ -151,7 +151,7 @@ func (k *key) found(now etcd.Entry, rev int64) {
 	k.blind, k.another = false, false
 	switch {
 	case rev < k.rev:
-	case now.Rev != k.now.Rev:
+	case now.Rev != k.written:
 		k.learnLocked(now, rev)
 	default:
 		k.rev = rev

@@ -52,12 +52,12 @@ func (ws *Watches) Wait() { ws.running.Wait() }
 // Watch asks for a watch of the key from revision rev on. It does not wait for it. cancel ends it; once it has returned,
 // nothing is told any more.
 func (ws *Watches) Watch(key string, rev int64, listener Listener) (cancel func()) {
-	w := &watch{key: key, start: rev, listener: listener}
+	w := &watch{key: key, listener: listener}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
-	if ws.cur == nil || !ws.cur.create(w) {
+	if ws.cur == nil || !ws.cur.create(w, rev) {
 		ws.cur = newWatchStream(ws)
-		ws.cur.create(w)
+		ws.cur.create(w, rev)
 		ws.running.Go(ws.cur.run)
 	}
 	s := ws.cur
@@ -67,7 +67,6 @@ func (ws *Watches) Watch(key string, rev int64, listener Listener) (cancel func(
 // watch is one watch, and where it stands on its stream.
 type watch struct {
 	key      string
-	start    int64 // the revision to watch from
 	listener Listener
 	id       int64
 	closed   bool
@@ -99,8 +98,8 @@ func newWatchStream(of *Watches) *watchStream {
 	return s
 }
 
-// create queues the request, and returns false if the stream has ended.
-func (s *watchStream) create(w *watch) bool {
+// create queues the request for a watch from revision rev on, and returns false if the stream has ended.
+func (s *watchStream) create(w *watch, rev int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
@@ -111,7 +110,7 @@ func (s *watchStream) create(w *watch) bool {
 	s.asked = append(s.asked, w)
 	s.open++
 	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
-		CreateRequest: &pb.WatchCreateRequest{Key: []byte(w.key), StartRevision: w.start, WatchId: w.id},
+		CreateRequest: &pb.WatchCreateRequest{Key: []byte(w.key), StartRevision: rev, WatchId: w.id},
 	}})
 	return true
 }
