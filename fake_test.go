@@ -487,9 +487,8 @@ func (f *fakeEtcd) Get(ctx context.Context, key string) (now etcd.Entry, rev int
 	return now, rev, err
 }
 
-func (f *fakeEtcd) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
+func (f *fakeEtcd) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, err error) {
 	err = f.do(ctx, "leases", func() error {
-		rev = f.rev
 		for name, one := range f.keys {
 			if one.Lease != clientv3.NoLease && (name == key || !whole && strings.HasPrefix(name, key)) {
 				ids = append(ids, one.Lease)
@@ -497,7 +496,7 @@ func (f *fakeEtcd) Leases(ctx context.Context, key string, whole bool) (ids []cl
 		}
 		return nil
 	})
-	return ids, rev, err
+	return ids, err
 }
 
 func (f *fakeEtcd) Put(ctx context.Context, what etcd.Write) (rev int64, err error) {

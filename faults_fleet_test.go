@@ -142,6 +142,7 @@ func revokeAll(t testing.TB, etcd *etcdtest.Server) {
 func loseAll(t *testing.T, etcd *etcdtest.Server, f *fleet) {
 	t.Helper()
 	f.log.Take()
+	etcdtest.RequireSoon(t, 10*time.Second, func() bool { return etcd.Watchers() == len(f.pubs) }, "all are watched")
 	before := etcd.Requests()
 	revokeAll(t, etcd)
 	f.requireBack(t, etcd, "revoke", time.Now(), 2*f.first, before)

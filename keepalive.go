@@ -58,7 +58,8 @@ func (k *keeper) run(first *start) {
 			k.stay(r, on.release)
 			return
 		}
-		first, left = k.undo(first, failed, r, on.release), r.leases
+		first = k.undo(first, failed, r, on.release)
+		left = r.leases
 	}
 }
 
@@ -192,7 +193,7 @@ func (k *keeper) begin(first *start, r *registration) error {
 	var failed error
 	end := cleanUpFrom(first.bound)
 	for retry := backoff.New(); ; {
-		ctx, cancel := context.WithDeadline(first.caller, end) // which is before bound's
+		ctx, cancel := context.WithDeadline(first.caller, end) // not of bound, whose deadline is later
 		want, latch := k.tryFirst(cancel)
 		if want != wantPublished {
 			cancel()

@@ -90,8 +90,8 @@ type leases struct {
 type leaseholder interface {
 	// findLeases returns those that hold a key of ours.
 	findLeases(ctx context.Context) ([]clientv3.LeaseID, error)
-	// noteLease hears of another lease held, before it is kept alive; nil where there is none any more.
-	noteLease(held *etcd.Keepalive)
+	// holdsLease hears of another lease held, before it is kept alive; nil where there is none any more.
+	holdsLease(held *etcd.Keepalive)
 }
 
 // secure makes sure that a lease is held: grants one where there is none, and renews it where its time is up. It returns
@@ -128,7 +128,7 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
-	ls.of.noteLease(lease)
+	ls.of.holdsLease(lease)
 	ls.store.KeepAlive(lease)
 	return nil
 }
@@ -150,7 +150,7 @@ func (ls *leases) lose() {
 	ls.store.LetGo(ls.held)
 	ls.held, ls.ended = nil, true
 	ls.suspicions++
-	ls.of.noteLease(nil)
+	ls.of.holdsLease(nil)
 }
 
 // discard makes the lease held a former one.

@@ -45,8 +45,8 @@ type ledger struct {
 
 // start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
 type start struct {
-	caller   context.Context
-	bound    context.Context // the caller's, of the first registration and, where that fails, of its clean-up; it has a deadline
+	caller   context.Context // of the call
+	bound    context.Context // the same with the call's deadline, which is there for the clean-up, too
 	answered bool
 	err      error
 }

@@ -40,24 +40,24 @@ type registration struct {
 	// none.
 	accepted, refused string
 	refusal           error
-	// fresh means that what was seen was told just now, so that it need not be read.
+	// seen is what etcd held when it was last read or written, at revision rev. fresh means that it was told just now, so
+	// that it need not be read.
+	seen  etcd.Entry
+	rev   int64
 	fresh bool
 	// settled means that a reconcile has succeeded, and that nothing is held since.
 	settled bool
 	// conflict means that the key is left to another instance, contested that one has held it since it was put last.
 	conflict, contested bool
 	fights              fights
-	// seen is what etcd held when it was last read or written, at revision rev.
-	seen  etcd.Entry
-	rev   int64
-	watch *etcd.Watcher // of the key, nil where there is none
+	watch               *etcd.Watcher // of the key, nil where there is none
 
 	// puts counts the writes of a key that was missing or wrong.
 	puts  int
 	signs signs
 }
 
-// wanted is what the user wants, and is told: the ledger.
+// wanted is what the user wants, and who hears of the lease: the ledger.
 type wanted interface {
 	// latest takes the value that is wanted now.
 	latest() string
@@ -97,15 +97,16 @@ func (r *registration) isNamed() bool {
 	return r.exact || r.id != 0 || r.leases.held != nil
 }
 
-// noteLease implements leaseholder.
-func (r *registration) noteLease(held *etcd.Keepalive) {
+// holdsLease implements leaseholder.
+func (r *registration) holdsLease(held *etcd.Keepalive) {
 	if held != nil {
 		held.Bell = r.bell
 	}
 	r.wanted.noteLease(held)
 }
 
-// findLeases implements leaseholder. It returns the leases of ours that hold a key of ours. An account that may not read it has to try the latest.
+// findLeases implements leaseholder: of those that hold a key of ours, it returns our own. An account that may not read the
+// key has to try the latest.
 func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, error) {
 	var key string
 	whole := r.exact || r.id != 0
@@ -114,7 +115,7 @@ func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, erro
 	} else {
 		key = r.prefix + "/" + r.leases.family.digits()
 	}
-	found, _, err := r.store.Leases(ctx, key, whole)
+	found, err := r.store.Leases(ctx, key, whole)
 	if etcd.IsDenied(err) {
 		return r.leases.family.recent(), nil
 	}

@@ -34,8 +34,8 @@ type store interface {
 
 	// Get reads the key, linearizably, and etcd's revision.
 	Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error)
-	// Leases returns those of all keys that begin so, or of the one key where that is whole, and etcd's revision.
-	Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error)
+	// Leases returns those of all keys that begin so, or of the one key where that is whole.
+	Leases(ctx context.Context, key string, whole bool) ([]clientv3.LeaseID, error)
 	// Put writes a key, whatever is there.
 	Put(ctx context.Context, what etcd.Write) (rev int64, err error)
 	// PutOver writes a key if nobody has written it since was was read, and otherwise returns what is there.

@@ -2,7 +2,9 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -149,6 +151,22 @@ func TestAGrantThatWasSentIsWaitedForAlthoughItsContextIsDone(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestAGrantThatWaitsForAConnectionEndsWithItsContext(t *testing.T) {
+	inBubble(t, func(t *testing.T, f *fakeEtcd) {
+		user := f.user(t, boundless)
+		f.refuse(errors.New("connection refused"))
+		f.hangUp()
+		synctest.Wait()
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(askAgain/2, cancel)
+		_, _, err := user.Grant(ctx, testTTL, ids())
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, askAgain/2, f.since())
+		_, asks := asked(f)
+		require.Empty(t, asks)
+	})
 }
 
 func TestAGrantNeedsNoDeadline(t *testing.T) {

@@ -35,7 +35,7 @@ type key struct {
 	*etcd.Watcher
 
 	mu      sync.Mutex
-	written int64 // the revision of its last write, as far as it is known
+	written int64 // the revision of its last write, as far as it is known; zero where it is not there
 	rev     int64 // when it was so
 	blind   bool  // whether the account may not watch it
 	another bool  // whether a member could not watch it, and the next one was asked

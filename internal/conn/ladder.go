@@ -2,6 +2,7 @@ package conn
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -83,8 +84,8 @@ type race[T any] struct {
 	links   *links
 	link    *link
 	what    request[T]
-	asked   context.Context // by whom it was asked
-	ctx     context.Context // of the tries
+	asked   context.Context // of the one who asked
+	ctx     context.Context // of the tries, which may outlast it
 	cancel  context.CancelFunc
 
 	once   sync.Once
@@ -134,14 +135,17 @@ func (r *race[T]) repeat() {
 	}
 }
 
-// outlast returns a context for the tries of a request that has ctx's deadline, but where ctx is cancelled, ends by a time
-// later: or at once, where there is no connection, on which it might still be under way.
-func (l *link) outlast(ctx context.Context, by time.Duration) (context.Context, context.CancelFunc) {
+// outlast returns a context for the tries of a request: it has ctx's deadline, but where ctx is cancelled, it goes on for a
+// while, unless there was no connection all the time, so that nothing can be under way.
+func (l *link) outlast(ctx context.Context, while time.Duration) (context.Context, context.CancelFunc) {
 	longer, cancel := withDeadlineOf(ctx)
+	connected := l.ready.isReady()
 	stop := context.AfterFunc(ctx, func() {
-		if l.ready.isReady() {
-			time.AfterFunc(by, cancel)
-		} else {
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded): // which ends it by itself
+		case connected || l.ready.isReady():
+			time.AfterFunc(while, cancel)
+		default:
 			cancel()
 		}
 	})

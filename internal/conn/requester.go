@@ -38,11 +38,12 @@ var headers = metadata.Pairs(
 	rpctypes.MetadataClientAPIVersionKey, version.APIVersion,
 )
 
-// call makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
+// call makes one request, as ask does.
 func call[T any](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
 	return ask(ctx, c, request[T]{send: send})
 }
 
+// ask makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
 func ask[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
 	ctx, what.send = metadata.NewOutgoingContext(ctx, headers), noted(what.send)
 	if c.bounds.Call == 0 {

@@ -128,8 +128,8 @@ func (c *requester) Get(ctx context.Context, key string) (now etcd.Entry, rev in
 	return firstOf(response), response.GetHeader().GetRevision(), err
 }
 
-// Leases returns the leases of all keys that begin so, or of the one key where that is whole, and etcd's revision.
-func (c *requester) Leases(ctx context.Context, key string, whole bool) (ids []clientv3.LeaseID, rev int64, err error) {
+// Leases returns the leases of all keys that begin so, or of the one key where that is whole.
+func (c *requester) Leases(ctx context.Context, key string, whole bool) ([]clientv3.LeaseID, error) {
 	request := rangeOf(key) // with values, or etcd 3.7 leaves the leases out
 	if !whole {
 		request.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
@@ -137,12 +137,13 @@ func (c *requester) Leases(ctx context.Context, key string, whole bool) (ids []c
 	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
 		return l.kv.Range(ctx, request, grpc.WaitForReady(true))
 	})
+	var ids []clientv3.LeaseID
 	for _, kv := range response.GetKvs() {
 		if kv.GetLease() != 0 {
 			ids = append(ids, clientv3.LeaseID(kv.GetLease()))
 		}
 	}
-	return ids, response.GetHeader().GetRevision(), err
+	return ids, err
 }
 
 // Put writes a key, whatever is there.

@@ -58,6 +58,8 @@ func TestRenewalsOfAQuickEtcdShareAStream(t *testing.T) {
 		}
 		opened, _, _ := server.streams()
 		require.Equal(t, 1, opened)
+		require.Nil(t, r.queue, "no memory of what is answered")
+		require.Nil(t, r.streams[0].sent)
 	})
 }
 

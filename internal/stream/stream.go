@@ -16,9 +16,9 @@ const (
 	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
 	// watch up to 100 ms later than of one after it).
 	gather = 10 * time.Millisecond
-	// Where they come at burstRate a second, many Publishers start at once: then they wait for gatherBurst more, and again while
-	// as many come, mostGathers times at most (because: in a burst the watches were a tenth of the time that KeepAlive took,
-	// and nobody waits for them). What happens to a key meanwhile, the watch tells once it is there.
+	// Where they come in that time at burstRate a second, many Publishers start at once: then they wait for gatherBurst more, and
+	// again while they come at that rate, mostGathers times at most (because: in a burst the watches were a tenth of the time
+	// that KeepAlive took, and nobody waits for them). What happens to a key meanwhile, the watch tells once it is there.
 	burstRate   = 800
 	gatherBurst = 90 * time.Millisecond
 	mostGathers = 50

@@ -183,28 +183,28 @@ func (s *watchStream) send(stream pb.Watch_WatchClient) {
 				return // the receiving side hears why
 			}
 		}
-		backoff.Pause(s.ctx, gather)
-		s.outwaitBurst()
+		s.gather()
 	}
 }
 
-// outwaitBurst waits while many requests come.
-func (s *watchStream) outwaitBurst() {
-	before, burst := 0, int(burstRate*gather/time.Second)
-	for range mostGathers {
-		now := s.unsentLen()
-		if now < before+burst {
+// gather waits for requests to come, and for longer while many watches are asked for.
+func (s *watchStream) gather() {
+	pause := gather
+	for range 1 + mostGathers {
+		before := s.created()
+		backoff.Pause(s.ctx, pause)
+		if s.created()-before < int64(burstRate*pause/time.Second) {
 			return
 		}
-		before, burst = now, int(burstRate*gatherBurst/time.Second)
-		backoff.Pause(s.ctx, gatherBurst)
+		pause = gatherBurst
 	}
 }
 
-func (s *watchStream) unsentLen() int {
+// created returns how many watches were asked for.
+func (s *watchStream) created() int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.unsent)
+	return s.nextID - firstID
 }
 
 func (s *watchStream) takeUnsent() []*pb.WatchRequest {
@@ -244,6 +244,9 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) {
 		s.cancelLocked(response.GetWatchId())
 	default:
 		w.id = response.GetWatchId()
+		if twin := s.live[w.id]; twin != nil {
+			s.endLocked(twin, etcd.ErrStreamEnded)
+		}
 		s.live[w.id] = w
 	}
 }
@@ -259,7 +262,9 @@ func (s *watchStream) takeAskedLocked(id int64) *watch {
 	w := s.asked[at]
 	copy(s.asked[1:at+1], s.asked[:at]) // none, where the answers come in order: with thousands, all others were too many
 	s.asked[0] = nil
-	s.asked = s.asked[1:]
+	if s.asked = s.asked[1:]; len(s.asked) == 0 {
+		s.asked = nil // which may have been thousands
+	}
 	return w
 }
 
@@ -314,7 +319,7 @@ func (s *watchStream) allOpenLocked() iter.Seq[*watch] {
 			}
 		}
 		for _, w := range s.live {
-			if !yield(w) {
+			if !w.closed && !yield(w) {
 				return
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/bubble"
+	"github.com/discov-go/discov/internal/etcd"
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -50,6 +51,18 @@ func TestEventsGoToTheWatchOfTheirKey(t *testing.T) {
 		settle()
 		a.requireTold(t, "2")
 		b.requireTold(t, "1", "3", "")
+	})
+}
+
+func TestAWatchWhoseIDIsGivenToAnotherEnds(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		ws := newWatches(t, &watchServer{serve: proxied([]int64{0, 0}, func(*watched) error { return nil })}, 0)
+		first, _ := ws.listen("a")
+		second, _ := ws.listen("b")
+		time.Sleep(2 * gather)
+		settle()
+		require.ErrorIs(t, first.requireEnded(t), etcd.ErrStreamEnded)
+		second.requireTold(t)
 	})
 }
 
@@ -423,6 +436,7 @@ func TestWatchesAreAskedForWithoutWaitingForTheOnesBefore(t *testing.T) {
 		for i, l := range all {
 			l.requireTold(t, fmt.Sprint("hello ", i))
 		}
+		require.Nil(t, ws.cur.asked, "no memory of what is answered")
 		require.False(t, ws.pulse.IsSilentSince(began.Add(2*way)))
 	})
 }
@@ -431,12 +445,14 @@ func TestWatchesOfABurstGoOutTogether(t *testing.T) {
 	for name, tried := range map[string]struct {
 		rate    int // in a second
 		lasts   time.Duration
+		after   int           // the rate for two seconds more
 		longest time.Duration // that a watch waits
 		packets int           // at most, and the first ones that did not wait
 	}{
-		"one that is soon over": {2 * burstRate, 300 * time.Millisecond, 300*time.Millisecond + 2*gatherBurst, 1 + 2},
-		"one that lasts":        {2 * burstRate, 20 * time.Second, 2*gather + mostGathers*gatherBurst, 5 + 2},
-		"many that are none":    {burstRate / 2, 2 * time.Second, 2 * gather, 250},
+		"one that is soon over": {2 * burstRate, 300 * time.Millisecond, 0, 300*time.Millisecond + 2*gatherBurst, 1 + 2},
+		"one that abates":       {2 * burstRate, 300 * time.Millisecond, burstRate / 4, 300*time.Millisecond + 3*gatherBurst, 250},
+		"one that lasts":        {2 * burstRate, 20 * time.Second, 0, 2*gather + mostGathers*gatherBurst, 5 + 2},
+		"many that are none":    {burstRate / 2, 2 * time.Second, 0, 2 * gather, 250},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bubble.Test(t, func(t *testing.T) {
@@ -459,15 +475,20 @@ func TestWatchesOfABurstGoOutTogether(t *testing.T) {
 						mu.Unlock()
 					}
 				}}, 0)
-				for began := time.Now(); time.Since(began) < tried.lasts; time.Sleep(time.Second / time.Duration(tried.rate)) {
-					ws.listen(time.Now().Format(time.RFC3339Nano))
+				listen := func(rate int, lasts time.Duration) {
+					for n := int(lasts.Seconds() * float64(rate)); n > 0; n-- {
+						ws.listen(time.Now().Format(time.RFC3339Nano))
+						time.Sleep(time.Second / time.Duration(rate))
+					}
 				}
+				listen(tried.rate, tried.lasts)
+				listen(tried.after, 2*time.Second)
 				time.Sleep(2 * gatherBurst)
 				mu.Lock()
 				defer mu.Unlock()
 				require.LessOrEqual(t, longest, tried.longest)
 				require.LessOrEqual(t, len(packets), tried.packets)
-				require.Zero(t, ws.cur.unsentLen(), "none is left once it is over")
+				require.Empty(t, ws.cur.takeUnsent(), "none is left once it is over")
 			})
 		})
 	}
