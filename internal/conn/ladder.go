@@ -96,11 +96,7 @@ type race[T any] struct {
 func newRace[T any](ctx context.Context, c *requester, l *link, what request[T]) *race[T] {
 	r := &race[T]{links: c.links, link: l, what: what, asked: ctx}
 	r.pending = pending{attended: r, patience: c.patienceOn(l), pause: max(askAgain, l.pulse.Late())}
-	if what.outlasts == 0 {
-		r.ctx, r.cancel = context.WithCancel(ctx)
-	} else {
-		r.ctx, r.cancel = l.outlast(ctx, what.outlasts)
-	}
+	r.ctx, r.cancel = l.outlast(ctx, what.outlasts)
 	l.attendant.attend(&r.pending)
 	return r
 }
@@ -136,8 +132,11 @@ func (r *race[T]) repeat() {
 }
 
 // outlast returns a context for the tries of a request: it has ctx's deadline, but where ctx is cancelled, it goes on for a
-// while, unless there was no connection all the time, so that nothing can be under way.
+// while, if there is one, unless there was no connection all the time, so that nothing can be under way.
 func (l *link) outlast(ctx context.Context, while time.Duration) (context.Context, context.CancelFunc) {
+	if while == 0 {
+		return context.WithCancel(ctx)
+	}
 	longer, cancel := withDeadlineOf(ctx)
 	connected := l.ready.isReady()
 	stop := context.AfterFunc(ctx, func() {
