@@ -11,7 +11,7 @@ COVER_MIN := 95
 OUT ?= .
 
 # Most of the tests wait for etcd most of the time, so more of them than cores may run at once.
-PARALLEL ?= 10
+PARALLEL ?= 8
 
 SEED ?= 1
 

@@ -88,16 +88,20 @@ func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {
 // awaitAnswer waits for the goroutine's answer. It comes in time for the caller's bound, but for a moment that a clean-up
 // may take after a cancelled one, and a grant that is under way.
 func (l *ledger) awaitAnswer(first *start) error {
+	select {
+	case <-first.answered: // and not each change of the ledger, of which a registration has two
+	case <-first.bound.Done():
+		grace := time.NewTimer(cleanUpAtLeast + cleanUpAtLeast/2)
+		defer grace.Stop()
+		select {
+		case <-first.answered:
+		case <-grace.C:
+		}
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	isAnswered := func() (bool, error) { return first.answered, nil }
-	if l.awaitLocked(first.bound, "keep alive", isAnswered) != nil {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(first.bound), cleanUpAtLeast+cleanUpAtLeast/2)
-		defer cancel()
-		_ = l.awaitLocked(grace, "keep alive", isAnswered)
-	}
 	switch {
-	case first.answered:
+	case first.isAnswered():
 		return first.err
 	case l.withdrawn:
 		return l.unsettledLocked(first.bound, "keep alive", l.status.Err)

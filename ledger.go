@@ -43,12 +43,25 @@ type ledger struct {
 	held   *etcd.Keepalive // the lease of now, nil where there is none
 }
 
-// start is a call of KeepAlive, which the goroutine answers once. The ledger's mu guards the answer.
+// start is a call of KeepAlive, which the goroutine answers once.
 type start struct {
 	caller   context.Context // of the call
 	bound    context.Context // the same with the call's deadline, which is there for the clean-up, too
-	answered bool
+	answered chan struct{}   // closed by the answer, which is err
 	err      error
+}
+
+func newStart(caller, bound context.Context) *start {
+	return &start{caller: caller, bound: bound, answered: make(chan struct{})}
+}
+
+func (s *start) isAnswered() bool {
+	select {
+	case <-s.answered:
+		return true
+	default:
+		return false
+	}
 }
 
 // newLedger returns the ledger of a Publisher whose full key may be known already.
