@@ -54,13 +54,12 @@ func TestChaos(t *testing.T) {
 // chaos is one etcd, the paths to its members, and the Publishers that live through what is done to them.
 type chaos struct {
 	*scene
-	group   *etcdtest.ProcessCluster
-	account bool
-	paths   []*etcdtest.Path
-	random  *rand.Rand
-	live    []*chaosInstance
-	story   []string
-	nextID  int64
+	group  *etcdtest.ProcessCluster
+	paths  []*etcdtest.Path
+	random *rand.Rand
+	live   []*chaosInstance
+	story  []string
+	nextID int64
 
 	saved    bool      // whether there is a copy of etcd's data
 	restored bool      // whether it was put back in this round, with leases of others that end by themselves
@@ -187,7 +186,7 @@ func onAll[T any](kind func(*chaos) []T, strike, mend func(T)) func(*chaos, int)
 
 func newChaos(t *testing.T, members int, account bool) *chaos {
 	t.Helper()
-	c, all := &chaos{account: account}, []discov.PubOption{discov.WithTTL(chaosTTL)}
+	c, all := &chaos{}, []discov.PubOption{discov.WithTTL(chaosTTL)}
 	var opts []etcdtest.Option
 	stream := uint64(members)
 	if account {
@@ -346,9 +345,6 @@ func (c *chaos) requireAsAsked(since time.Time) {
 // allowed is how long after since something may be wrong.
 func (c *chaos) allowed(since time.Time, wrong string) time.Duration {
 	within := chaosBack
-	if c.account { // a login that is under way has a head start of half a second over another connection
-		within += 500 * time.Millisecond
-	}
 	if since.Sub(c.deaf) < chaosTTL {
 		within += chaosTTL / 2
 	}
