@@ -193,7 +193,7 @@ func (k *keeper) begin(first *start, r *registration) error {
 	var failed error
 	end := cleanUpFrom(first.bound)
 	for retry := backoff.New(); ; {
-		ctx, cancel := context.WithDeadline(first.caller, end) // not of bound, whose deadline is later
+		ctx, cancel := context.WithDeadline(first.bound, end)
 		want, latch := k.tryFirst(cancel)
 		if want != wantPublished {
 			cancel()

@@ -45,14 +45,13 @@ type ledger struct {
 
 // start is a call of KeepAlive, which the goroutine answers once.
 type start struct {
-	caller   context.Context // of the call
-	bound    context.Context // the same with the call's deadline, which is there for the clean-up, too
+	bound    context.Context // of the call, whose deadline is there for the clean-up, too
 	answered chan struct{}   // closed by the answer, which is err
 	err      error
 }
 
-func newStart(caller, bound context.Context) *start {
-	return &start{caller: caller, bound: bound, answered: make(chan struct{})}
+func newStart(bound context.Context) *start {
+	return &start{bound: bound, answered: make(chan struct{})}
 }
 
 func (s *start) isAnswered() bool {

@@ -129,7 +129,7 @@ func (f *fakeEtcd) begun(p *Publisher) (k *keeper, goOn func()) {
 	p.running, p.wish.takeover = true, true
 	k = &keeper{ledger: p.ledger, opts: &p.opts, connect: p.connect}
 	r := k.newRegistration(f, leases{})
-	require.NoError(f.t, k.begin(newStart(bound, bound), r))
+	require.NoError(f.t, k.begin(newStart(bound), r))
 	return k, func() { k.finish(k.keep(r)) }
 }
 

@@ -149,7 +149,7 @@ func (p *Publisher) KeepAliveContext(ctx context.Context) error {
 		return err
 	}
 	health := p.checkHealth(bound)
-	first := newStart(ctx, bound)
+	first := newStart(bound)
 	p.start(first, health)
 	err := p.awaitAnswer(first)
 	if err != nil && p.opts.target.Client == nil {
