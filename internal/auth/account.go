@@ -57,8 +57,9 @@ type Account struct {
 	members int
 	ready   func(context.Context, *grpc.ClientConn) error
 	late    func() time.Duration
+	latest  func() int64
 	ctx     context.Context // done when the connection is given up
-	running sync.WaitGroup  // logins
+	running sync.WaitGroup  // logins, and looks at etcd's revision
 
 	mu      sync.Mutex
 	token   *token          // never nil
@@ -76,10 +77,26 @@ type authentication struct {
 	err  error
 }
 
-// New returns an Account on a connection to this many members, until ctx is done. It begins with a token of another
-// connection's, if text is one. It logs in when ready has returned nil. late returns after which time an answer is late.
-func New(ctx context.Context, as Login, members int, text string, ready func(context.Context, *grpc.ClientConn) error, late func() time.Duration) *Account {
-	return &Account{ctx: ctx, login: as, members: members, token: newToken(text), asked: text != "", ready: ready, late: late}
+// A Connection is what an Account has to know of the connection that it is used on.
+type Connection struct {
+	Members int    // how many there are to answer
+	Token   string // of another connection, to begin with; empty where none is known
+	// Ready waits until there is a connection. No login begins before.
+	Ready func(context.Context, *grpc.ClientConn) error
+	// Late returns after which time an answer is late.
+	Late func() time.Duration
+	// Latest returns the latest revision of etcd that is known for sure.
+	Latest func() int64
+}
+
+// New returns an Account for a connection, until ctx is done.
+func New(ctx context.Context, as Login, on Connection) *Account {
+	a := &Account{ctx: ctx, login: as, members: on.Members, ready: on.Ready, late: on.Late, latest: on.Latest, token: noToken}
+	if on.Token != "" {
+		a.token, a.asked = newToken(on.Token), true
+		a.token.doubtful.Store(true)
+	}
+	return a
 }
 
 // Wait waits until all goroutines have ended. The account's context must be done.

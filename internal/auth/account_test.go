@@ -220,15 +220,12 @@ func TestACallWithoutTokenWaitsForNoLogin(t *testing.T) {
 func TestALoginWaitsForTheConnection(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		e := &server{}
-		ctx, leave := context.WithCancel(t.Context())
 		down := errors.New("there is no way")
-		account := auth.New(ctx, testLogin, 1, "", func(context.Context, *grpc.ClientConn) error { return down }, quick)
-		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
+		c := connectOn(t, e, testLogin, auth.Connection{Ready: func(context.Context, *grpc.ClientConn) error { return down }})
 		require.ErrorIs(t, c.get(t.Context()), down)
 		_, err := pb.NewLeaseClient(c.cc).LeaseKeepAlive(t.Context())
 		require.ErrorIs(t, err, down)
 		require.Zero(t, e.loggedIn())
-		leave()
 	})
 }
 

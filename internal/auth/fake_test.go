@@ -14,12 +14,17 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testLogin = auth.Login{User: "u", Pass: "p"}
+
+// latest is the revision of etcd that connections know of.
+const latest = 200
 
 // server is an etcd with users, or a lying one. It gives the tokens t1, t2 and so on.
 type server struct {
@@ -35,6 +40,8 @@ type server struct {
 	answer  func(token string) error     // to a call that comes with this token; nil where all are good
 	hangs   func(token, key string) bool // whether a call with this token, for this key, gets no answer; nil where none does
 	delay   time.Duration                // of each answer
+	rev     int64                        // its revision; zero where it knows no AuthStatus
+	looked  int                          // how often it was asked for that
 	calls   []string                     // the tokens of those that were answered
 	keys    map[string]int               // how many calls came for each key
 }
@@ -62,6 +69,20 @@ func (e *server) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*
 		return nil, rpctypes.ErrGRPCAuthFailed
 	}
 	return &pb.AuthenticateResponse{Token: fmt.Sprint("t", n)}, nil
+}
+
+// AuthStatus implements pb.AuthServer. It needs no token.
+func (e *server) AuthStatus(ctx context.Context, r *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
+	if token := tokenOf(ctx); token != "" {
+		return nil, status.Errorf(codes.InvalidArgument, "a question with the token %s", token)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.looked++
+	if e.rev == 0 {
+		return e.UnimplementedAuthServer.AuthStatus(ctx, r)
+	}
+	return &pb.AuthStatusResponse{Header: &pb.ResponseHeader{Revision: e.rev}}, nil
 }
 
 // tokenOf returns the token of a call, empty where it has none.
@@ -145,6 +166,13 @@ func (e *server) loggedIn() int {
 	return len(e.logins)
 }
 
+// looks returns how often it was asked for its revision.
+func (e *server) looks() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.looked
+}
+
 // tokens returns those of the calls that were answered, and forgets them.
 func (e *server) tokens() (tokens []string) {
 	e.mu.Lock()
@@ -167,13 +195,28 @@ type connection struct {
 	leave context.CancelFunc
 }
 
-func isReady(context.Context, *grpc.ClientConn) error { return nil }
-
 // connect makes a connection to the server, which begins with a token if there is one.
 func connect(t *testing.T, e *server, as auth.Login, token string) *connection {
 	t.Helper()
+	return connectOn(t, e, as, auth.Connection{Token: token})
+}
+
+// connectOn is connect, with the rest of what an account has to know. The zero Connection is one to a quick member that is
+// ready.
+func connectOn(t *testing.T, e *server, as auth.Login, on auth.Connection) *connection {
+	t.Helper()
+	on.Members = max(on.Members, 1)
+	if on.Ready == nil {
+		on.Ready = func(context.Context, *grpc.ClientConn) error { return nil }
+	}
+	if on.Late == nil {
+		on.Late = func() time.Duration { return time.Millisecond }
+	}
+	if on.Latest == nil {
+		on.Latest = func() int64 { return latest }
+	}
 	ctx, leave := context.WithCancel(context.Background())
-	account := auth.New(ctx, as, 1, token, isReady, quick)
+	account := auth.New(ctx, as, on)
 	t.Cleanup(func() {
 		leave()
 		account.Wait()
@@ -196,6 +239,3 @@ func (c *connection) get(ctx context.Context) error {
 	_, err := pb.NewKVClient(c.cc).Range(ctx, &pb.RangeRequest{Key: []byte("key")})
 	return err
 }
-
-// quick is when the answers of a quick etcd are late.
-func quick() time.Duration { return time.Millisecond }

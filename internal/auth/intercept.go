@@ -30,6 +30,7 @@ func (a *Account) interceptUnary(ctx context.Context, method string, req, reply 
 		return err
 	}
 	used := a.inUse()
+	a.lookBack(cc, used)
 	err := a.unlessItHangs(ctx, cc, used, func(ctx context.Context) error {
 		return invoke(ctx, method, req, reply, cc, opts...)
 	})
@@ -53,6 +54,7 @@ func (a *Account) interceptStream(ctx context.Context, desc *grpc.StreamDesc, cc
 		return nil, err
 	}
 	used := a.inUse()
+	a.lookBack(cc, used)
 	ctx, cancel := context.WithCancelCause(ctx)
 	stopHanging := context.AfterFunc(used.hangs, func() { cancel(errTokenHangs) })
 	stream, err := open(ctx, desc, cc, method, opts...)
@@ -107,6 +109,7 @@ func (s *accountStream) RecvMsg(m any) error {
 		}
 	}
 	if err != nil {
+		s.used.doubtful.Store(true)
 		s.account.reject(s.used, err)
 		s.close()
 	}

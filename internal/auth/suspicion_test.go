@@ -10,7 +10,10 @@ import (
 	"github.com/discov-go/discov/internal/auth"
 	"github.com/discov-go/discov/internal/bubble"
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // question is the key of the calls that find out about a token.
@@ -88,16 +91,12 @@ func TestAMemberThatIsSilentDoesNotMakeATokenLookBad(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		var n atomic.Int64
 		e := &server{hangs: func(_, key string) bool { return key == "key" || n.Add(1)%3 == 0 }} // one of three
-		ctx, leave := context.WithCancel(t.Context())
-		account := auth.New(ctx, testLogin, 3, "good", isReady, quick)
-		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
+		c := connectOn(t, e, testLogin, auth.Connection{Members: 3, Token: "good"})
 		call, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		require.Error(t, c.get(call))
 		require.Equal(t, "good", c.Token())
 		require.Greater(t, e.asked(question), 10)
-		leave()
-		account.Wait()
 	})
 }
 
@@ -115,15 +114,11 @@ func TestWhatIsAnsweredInTimeMakesNoTokenSuspect(t *testing.T) {
 func TestWhatIsAnsweredAsSlowlyAsEverMakesNoTokenSuspect(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		e := &server{delay: 1500 * time.Millisecond}
-		ctx, leave := context.WithCancel(t.Context())
-		account := auth.New(ctx, testLogin, 1, "good", isReady, func() time.Duration { return 2 * time.Second })
-		c := &connection{account, serve(t, e, account.DialOptions()...), leave}
+		c := connectOn(t, e, testLogin, auth.Connection{Token: "good", Late: func() time.Duration { return 2 * time.Second }})
 		for range 20 {
 			require.NoError(t, c.get(t.Context()))
 		}
 		require.Zero(t, e.asked(question))
-		leave()
-		account.Wait()
 	})
 }
 
@@ -133,5 +128,62 @@ func TestACallWithoutATokenSuspectsNone(t *testing.T) {
 		c := connect(t, e, testLogin, "")
 		require.NoError(t, c.get(t.Context()))
 		require.Zero(t, e.asked(question))
+	})
+}
+
+// TestATokenFromBeforeEtcdWasRestoredIsNotWaitedFor: a stream that has ended, or another connection, is when that is found out.
+func TestATokenFromBeforeEtcdWasRestoredIsNotWaitedFor(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{rev: latest}
+		c := connect(t, e, testLogin, "")
+		stream := c.keepAlive(t)
+		_, err := stream.Recv()
+		require.NoError(t, err)
+		e.set(func() {
+			e.answer = func(string) error { return rpctypes.ErrGRPCStopped } // it goes down
+		})
+		require.NoError(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
+		_, err = stream.Recv()
+		require.Error(t, err)
+		e.set(func() { e.answer, e.hangs, e.rev = nil, hanging("t1"), latest-1 })
+		next := c.keepAlive(t)
+		began := time.Now()
+		require.NoError(t, c.get(t.Context()))
+		_, err = next.Recv()
+		require.Equal(t, codes.Canceled, status.Code(err))
+		require.Zero(t, time.Since(began))
+		require.Equal(t, "t2", c.Token())
+		require.Equal(t, 1, e.looks())
+
+		spare := connect(t, e, testLogin, "t1")
+		_, err = spare.keepAlive(t).Recv()
+		require.Error(t, err)
+		require.Zero(t, time.Since(began))
+		require.Empty(t, spare.Token())
+	})
+}
+
+func TestEtcdIsAskedForItsRevisionOnceForEachStreamThatHasEnded(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{rev: latest}
+		c := connect(t, e, testLogin, "")
+		for _, want := range []int{0, 1, 2} {
+			streams := []pb.Lease_LeaseKeepAliveClient{c.keepAlive(t), c.keepAlive(t)}
+			for _, stream := range streams {
+				_, err := stream.Recv()
+				require.NoError(t, err)
+			}
+			synctest.Wait()
+			require.Equal(t, want, e.looks())
+			e.set(func() { e.answer = onlyNew("none", rpctypes.ErrGRPCPermissionDenied) })
+			for _, stream := range streams {
+				require.NoError(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
+				_, err := stream.Recv()
+				require.Error(t, err)
+			}
+			e.set(func() { e.answer = nil })
+		}
+		require.Equal(t, "t1", c.Token(), "it has not gone back")
+		require.Equal(t, 1, e.loggedIn())
 	})
 }

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/discov-go/discov/internal/etcd"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -13,6 +14,8 @@ type token struct {
 	text  string
 	hangs context.Context // done when it is found to hang
 	drop  context.CancelFunc
+	// doubtful is whether a stream with it has ended, or it is another connection's: etcd may have been wiped or restored.
+	doubtful atomic.Bool
 }
 
 // noToken is that of a call without one, which never hangs.

@@ -24,7 +24,7 @@ func Count() int { return int(opened.Load()) }
 func Open(to Target) (*Conn, error) {
 	c := &Conn{}
 	var err error
-	if c.links, err = open(to, c.heard); err != nil {
+	if c.links, err = open(to, c); err != nil {
 		return nil, err
 	}
 	opened.Add(1)
@@ -67,3 +67,6 @@ func (c *Conn) heard(rev int64) {
 		})
 	}
 }
+
+// latest returns etcd's latest revision that is known for sure.
+func (c *Conn) latest() int64 { return c.history.latest() }

@@ -15,20 +15,20 @@ import (
 )
 
 // dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
-func dial(to Target, brisk bool, token string, heard func(rev int64)) (*link, error) {
+func dial(to Target, brisk bool, token string, of revisions) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	client, err := l.newClient(to, token)
+	client, err := l.newClient(to, token, of)
 	if err != nil {
 		l.leave()
 		return nil, fmt.Errorf("discov: make a client for %s: %w", to, err)
 	}
-	l.attach(client, heard)
+	l.attach(client, of)
 	return l, nil
 }
 
 // newClient makes the client, with our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) newClient(to Target, token string) (*clientv3.Client, error) {
+func (l *link) newClient(to Target, token string, of revisions) (*clientv3.Client, error) {
 	config := settings(to, l.brisk)
 	ofTarget := config.TLS
 	if to.Tuning != nil {
@@ -43,7 +43,7 @@ func (l *link) newClient(to Target, token string) (*clientv3.Client, error) {
 	takeLimits(&config)
 	takeRetries(&config)
 	takeTLS(&config, load)
-	l.takeAccount(&config, token)
+	l.takeAccount(&config, token, of)
 	return clientv3.New(config)
 }
 
@@ -104,7 +104,7 @@ func takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, token string) {
+func (l *link) takeAccount(config *clientv3.Config, token string, of revisions) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
@@ -117,7 +117,9 @@ func (l *link) takeAccount(config *clientv3.Config, token string) {
 			return ctx.Err()
 		}
 	}
-	l.account = auth.New(l.left, as, len(config.Endpoints), token, ready, l.pulse.Late)
+	l.account = auth.New(l.left, as, auth.Connection{
+		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, Latest: of.latest,
+	})
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)
 }

@@ -8,8 +8,8 @@ import (
 
 // links are the one link of now, and those before and after it: one that stalls is replaced under its users.
 type links struct {
-	to    Target
-	heard func(rev int64) // hears the revision in each answer on a stream
+	to Target
+	of revisions
 
 	ctx    context.Context // done when all is closed
 	cancel context.CancelFunc
@@ -22,14 +22,22 @@ type links struct {
 	running sync.WaitGroup // trials, links on their way out, and what is done for all users at once
 }
 
+// revisions are etcd's, as all links of a connection have heard of them.
+type revisions interface {
+	// heard hears the revision in each answer on a stream.
+	heard(rev int64)
+	// latest returns the latest one that is known for sure.
+	latest() int64
+}
+
 // open makes the first link. It does not wait until it is connected, unless the target's tuning does.
-func open(to Target, heard func(rev int64)) (*links, error) {
-	c := &links{to: to, heard: heard}
+func open(to Target, of revisions) (*links, error) {
+	c := &links{to: to, of: of}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	var err error
 	if to.Client != nil {
-		c.cur = borrow(to.Client, heard)
-	} else if c.cur, err = dial(to, false, "", heard); err != nil {
+		c.cur = borrow(to.Client, of)
+	} else if c.cur, err = dial(to, false, "", of); err != nil {
 		c.cancel()
 		return nil, err
 	}
@@ -100,7 +108,7 @@ func (c *links) try(l *link) {
 		suspect: l,
 		members: l.members(),
 		dial: func(brisk bool) (candidate, error) {
-			return dial(c.to, brisk, token, c.heard)
+			return dial(c.to, brisk, token, c.of)
 		},
 	}
 	if winner, ok := t.run(c.ctx).(*link); ok && winner != l {

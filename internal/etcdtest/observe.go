@@ -110,12 +110,17 @@ func (o *Observer) observe(ctx context.Context, listed func()) {
 	}()
 
 	watch := c.Watch(ctx, o.prefix, clientv3.WithPrefix(), clientv3.WithRev(list.Header.Revision+1))
-	polled := make(chan struct{})
-	go func() {
-		defer close(polled)
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	defer cancel()
+	beside.Go(func() {
+		defer cancel()
 		o.poll(ctx, c)
-		cancel()
-	}()
+	})
+	beside.Go(func() {
+		defer cancel()
+		o.awaitAnother(ctx, past)
+	})
 	for resp := range watch {
 		if resp.Err() != nil {
 			break
@@ -124,8 +129,19 @@ func (o *Observer) observe(ctx context.Context, listed func()) {
 			break
 		}
 	}
-	cancel()
-	<-polled
+}
+
+// awaitAnother waits until the target has another past. Then the session's token is of no use: a read with it would hang.
+func (o *Observer) awaitAnother(ctx context.Context, past past) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for o.target.past() == past {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // poll compares what etcd says with what is known, and returns when they differ for a reason that the watch won't mend.
