@@ -109,12 +109,20 @@ func (r *race[T]) end() {
 
 // try makes the request once.
 func (r *race[T]) try() {
-	answer, err := r.what.send(r.ctx, r.link)
+	answer, err := r.what.send(undated{r.ctx}, r.link)
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
 		r.cancel()
 	})
 }
+
+// undated hides the deadline of a context from gRPC, which would name it to etcd in each request (because: etcd parsed it, and
+// set a timer for each, which was a tenth of what a burst of registrations costs). What is given up is cancelled in time, and
+// what etcd does for a client that has vanished ends with etcd's own bounds, as with raw clientv3.
+type undated struct{ context.Context }
+
+// Deadline implements context.Context.
+func (undated) Deadline() (deadline time.Time, ok bool) { return time.Time{}, false }
 
 func (r *race[T]) giveUp() { r.cancel() }
 
