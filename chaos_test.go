@@ -33,6 +33,7 @@ const (
 // TestChaos breaks a real etcd and the way to it at random, while Publishers are paused, resumed, updated and replaced,
 // and demands after each fault that etcd holds what was asked for last: these keys, values and leases and no others.
 func TestChaos(t *testing.T) {
+	t.Parallel()
 	for name, etcd := range map[string]struct {
 		members int
 		account bool

@@ -93,7 +93,6 @@ func TestLatencyLosesNoKeyAndKeepsBounds(t *testing.T) {
 	for name, c := range map[string]farEtcd{
 		"50 ms each way":           {each: 50 * time.Millisecond, timeout: defaultTimeout, ttl: defaultTTL},
 		"50 ms each way, TTL 2 s":  {each: 50 * time.Millisecond, timeout: defaultTimeout, ttl: 2 * time.Second},
-		"500 ms each way":          {each: 500 * time.Millisecond, timeout: defaultTimeout, ttl: defaultTTL},
 		"500 ms each way, TLS":     {each: 500 * time.Millisecond, timeout: 8 * time.Second, ttl: defaultTTL, tls: true},
 		"500 ms each way, account": {each: 500 * time.Millisecond, timeout: 8 * time.Second, ttl: defaultTTL, account: true},
 		"500 ms each way, TTL 5 s": {each: 500 * time.Millisecond, timeout: defaultTimeout, ttl: 5 * time.Second},
