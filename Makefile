@@ -30,7 +30,7 @@ test: vet test-library test-rest ## Vet, and run all tests with the race detecto
 vet:
 	go vet ./...
 
-# The tests of the Publisher start real etcds and hold them to bounds, so they run alone.
+# The tests of the Publisher start real etcds and hold them to bounds of time, many at once, so no others run beside them.
 .PHONY: test-library
 test-library: COVERED = go test -race -timeout 20m -covermode atomic -coverpkg $$(echo $(LIBRARY) | tr ' ' ,)
 test-library: INTO = -args -test.gocoverdir=$(CURDIR)/bin/cover

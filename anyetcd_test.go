@@ -183,6 +183,20 @@ func TestAnyEtcdForgetsItsTokens(t *testing.T) {
 	require.NoError(t, p.StopContext(t.Context()))
 }
 
+// TestAnyEtcdTellsItsRevisionWithoutAToken: what finds out that a token is from before etcd was wiped or restored.
+func TestAnyEtcdTellsItsRevisionWithoutAToken(t *testing.T) {
+	t.Parallel()
+	etcd, endpoints := anyEtcd(t, etcdtest.WithAuth("u", "p"))
+	put, err := etcd.Client(t).Put(t.Context(), "other", "v")
+	require.NoError(t, err)
+	nobody, err := clientv3.New(clientv3.Config{Endpoints: endpoints})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, nobody.Close()) })
+	answer, err := nobody.Txn(t.Context()).Then(clientv3.OpTxn(nil, nil, nil)).Commit()
+	require.NoError(t, err)
+	require.Equal(t, put.Header.Revision, answer.Header.Revision)
+}
+
 func TestAnyEtcdTakesAPermissionAndGivesItBack(t *testing.T) {
 	t.Parallel()
 	etcd, endpoints := anyEtcd(t, etcdtest.WithAuth("u", "p"))

@@ -87,7 +87,7 @@ func (k *keeper) stay(r *registration, release func()) {
 const requestStack = 5 << 10
 
 // growStack grows the goroutine's stack to what a request needs (because: where it grew on the way, it was copied twice with
-// some thirty frames on it, a twelfth of the CPU time of a burst of registrations). At rest it is small again.
+// some thirty frames on it, a twelfth of the CPU time of a burst of registrations).
 //
 //go:noinline
 func growStack() {

@@ -113,10 +113,9 @@ func TestPoliteInAnOutageAndAfterIt(t *testing.T) {
 	time.Sleep(illTime)
 	p.requireAsked("after the outage", map[string]int{
 		dialled:              3,                // the connection and its spares
-		"AuthStatus":         2,                // etcd's revision, once on each connection with a token from before
 		"Authenticate":       1,                // where a spare won without a token
 		"Range":              2*politeSize + 4, // each key is read where its watch has ended, as with a move; and questions to those in doubt
-		"Txn":                2,                // for all keys, every 30 s
+		"Txn":                4,                // for all keys, every 30 s; etcd's revision, once on each connection with a token from before
 		"Watch":              2,                // once on each connection that was moved to
 		"Watch.create":       2 * politeSize,
 		"Watch.cancel":       politeSize,
@@ -135,10 +134,9 @@ func TestPoliteOverLongRoundTrips(t *testing.T) {
 	time.Sleep(restTime)
 	p.requireAsked("over round trips of 1.5 s", map[string]int{
 		dialled:              4,  // two spares each for two links, while nobody knows that etcd is slow
-		"AuthStatus":         2,  // once for each connection that was moved to
 		"Authenticate":       1,  // where a spare won without a token
 		"Range":              20, // at the change of pace alone: questions to a connection in doubt, and of a token beside none
-		"Txn":                4,  // for all keys, every 30 s, and once more beside itself
+		"Txn":                6,  // for all keys, every 30 s, and once more beside itself; once for each connection that was moved to
 		"Watch":              2,  // once for each connection that was moved to
 		"Watch.create":       2 * politeSize,
 		"Watch.cancel":       2 * politeSize,

@@ -54,16 +54,14 @@ type Login struct {
 // A nil Account is that of a connection without user and password. It is safe for concurrent use.
 type Account struct {
 	login   Login
-	members int
-	ready   func(context.Context, *grpc.ClientConn) error
-	late    func() time.Duration
-	latest  func() int64
+	on      Connection
 	ctx     context.Context // done when the connection is given up
-	running sync.WaitGroup  // logins, and looks at etcd's revision
+	running sync.WaitGroup  // logins, and looks whether etcd went back
 
 	mu      sync.Mutex
 	token   *token          // never nil
 	checked time.Time       // when the token was compared with none last
+	looking bool            // whether it is being found out whether etcd went back
 	asked   bool            // whether etcd has answered an Authenticate
 	pending *authentication // nil where none is under way
 	refused error
@@ -85,13 +83,13 @@ type Connection struct {
 	Ready func(context.Context, *grpc.ClientConn) error
 	// Late returns after which time an answer is late.
 	Late func() time.Duration
-	// Latest returns the latest revision of etcd that is known for sure.
-	Latest func() int64
+	// WentBack asks etcd whether it was wiped or restored, so that its revision is an older one than was known.
+	WentBack func(context.Context, *grpc.ClientConn) (bool, error)
 }
 
 // New returns an Account for a connection, until ctx is done.
 func New(ctx context.Context, as Login, on Connection) *Account {
-	a := &Account{ctx: ctx, login: as, members: on.Members, ready: on.Ready, late: on.Late, latest: on.Latest, token: noToken}
+	a := &Account{ctx: ctx, login: as, on: on, token: noToken}
 	if on.Token != "" {
 		a.token, a.asked = newToken(on.Token), true
 		a.token.doubtful.Store(true)
@@ -101,9 +99,11 @@ func New(ctx context.Context, as Login, on Connection) *Account {
 
 // Wait waits until all goroutines have ended. The account's context must be done.
 func (a *Account) Wait() {
-	if a != nil {
-		a.running.Wait()
+	if a == nil {
+		return
 	}
+	a.inUse() // who had the lock has begun what it would; nobody begins any more
+	a.running.Wait()
 }
 
 // Token returns the token of now, empty where there is none.
@@ -154,7 +154,7 @@ func (a *Account) ensure(ctx context.Context, cc *grpc.ClientConn) error {
 
 // renew replaces the token, unless somebody has done so meanwhile. One request serves all who wait.
 func (a *Account) renew(ctx context.Context, cc *grpc.ClientConn, rejected *token) error {
-	if err := a.ready(ctx, cc); err != nil {
+	if err := a.on.Ready(ctx, cc); err != nil {
 		return err
 	}
 	one, err := a.join(cc, rejected)

@@ -23,9 +23,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var testLogin = auth.Login{User: "u", Pass: "p"}
 
-// latest is the revision of etcd that connections know of.
-const latest = 200
-
 // server is an etcd with users, or a lying one. It gives the tokens t1, t2 and so on.
 type server struct {
 	pb.UnimplementedAuthServer
@@ -40,7 +37,8 @@ type server struct {
 	answer  func(token string) error     // to a call that comes with this token; nil where all are good
 	hangs   func(token, key string) bool // whether a call with this token, for this key, gets no answer; nil where none does
 	delay   time.Duration                // of each answer
-	rev     int64                        // its revision; zero where it knows no AuthStatus
+	back    bool                         // whether it was restored
+	look    func() error                 // answers to who asks for that; nil where nothing is in the way
 	looked  int                          // how often it was asked for that
 	calls   []string                     // the tokens of those that were answered
 	keys    map[string]int               // how many calls came for each key
@@ -71,18 +69,28 @@ func (e *server) Authenticate(ctx context.Context, r *pb.AuthenticateRequest) (*
 	return &pb.AuthenticateResponse{Token: fmt.Sprint("t", n)}, nil
 }
 
-// AuthStatus implements pb.AuthServer. It needs no token.
-func (e *server) AuthStatus(ctx context.Context, r *pb.AuthStatusRequest) (*pb.AuthStatusResponse, error) {
+// Txn implements pb.KVServer. It tells whether etcd was restored.
+func (e *server) Txn(ctx context.Context, _ *pb.TxnRequest) (*pb.TxnResponse, error) {
 	if token := tokenOf(ctx); token != "" {
 		return nil, status.Errorf(codes.InvalidArgument, "a question with the token %s", token)
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
 	e.looked++
-	if e.rev == 0 {
-		return e.UnimplementedAuthServer.AuthStatus(ctx, r)
+	look := e.look
+	e.mu.Unlock()
+	if look != nil {
+		if err := look(); err != nil {
+			return nil, err
+		}
 	}
-	return &pb.AuthStatusResponse{Header: &pb.ResponseHeader{Revision: e.rev}}, nil
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return &pb.TxnResponse{Succeeded: e.back}, nil
+}
+
+func wentBack(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
+	answer, err := pb.NewKVClient(cc).Txn(ctx, &pb.TxnRequest{}, grpc.WaitForReady(true))
+	return answer.GetSucceeded(), err
 }
 
 // tokenOf returns the token of a call, empty where it has none.
@@ -212,9 +220,7 @@ func connectOn(t *testing.T, e *server, as auth.Login, on auth.Connection) *conn
 	if on.Late == nil {
 		on.Late = func() time.Duration { return time.Millisecond }
 	}
-	if on.Latest == nil {
-		on.Latest = func() int64 { return latest }
-	}
+	on.WentBack = wentBack
 	ctx, leave := context.WithCancel(context.Background())
 	account := auth.New(ctx, as, on)
 	t.Cleanup(func() {

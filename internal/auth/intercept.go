@@ -57,17 +57,14 @@ func (a *Account) interceptStream(ctx context.Context, desc *grpc.StreamDesc, cc
 	a.lookBack(cc, used)
 	ctx, cancel := context.WithCancelCause(ctx)
 	stopHanging := context.AfterFunc(used.hangs, func() { cancel(errTokenHangs) })
+	context.AfterFunc(ctx, func() { stopHanging() }) // or the token would hold the stream for as long as it lives
 	stream, err := open(ctx, desc, cc, method, opts...)
 	if err != nil {
-		stopHanging()
 		cancel(nil)
 		a.reject(used, err)
 		return nil, err
 	}
-	return &accountStream{ClientStream: stream, account: a, cc: cc, used: used, ctx: ctx, close: func() {
-		stopHanging()
-		cancel(nil)
-	}}, nil
+	return &accountStream{ClientStream: stream, account: a, cc: cc, used: used, ctx: ctx, cancel: cancel}, nil
 }
 
 // accountStream is a stream of an account.
@@ -77,7 +74,7 @@ type accountStream struct {
 	cc      *grpc.ClientConn
 	used    *token
 	ctx     context.Context
-	close   func()
+	cancel  context.CancelCauseFunc
 
 	mu       sync.Mutex
 	answered func() // ends the suspicion that what was sent since the last answer has none for its token; nil where there is none
@@ -109,9 +106,11 @@ func (s *accountStream) RecvMsg(m any) error {
 		}
 	}
 	if err != nil {
-		s.used.doubtful.Store(true)
+		if s.ctx.Err() == nil && !etcd.IsDenied(etcd.Plain(err)) { // it was lost
+			s.used.doubtful.Store(true)
+		}
 		s.account.reject(s.used, err)
-		s.close()
+		s.cancel(nil)
 	}
 	return err
 }

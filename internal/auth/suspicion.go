@@ -7,10 +7,8 @@ import (
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"github.com/discov-go/discov/internal/etcd"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 )
 
 // errTokenHangs ends a call whose token is found to hang.
@@ -37,7 +35,7 @@ func (a *Account) suspect(ctx context.Context, cc *grpc.ClientConn, used *token)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	checked := make(chan struct{})
-	late := time.AfterFunc(max(suspectAfter, a.late()), func() {
+	late := time.AfterFunc(max(suspectAfter, a.on.Late()), func() {
 		defer close(checked)
 		a.check(ctx, cc, used)
 	})
@@ -92,7 +90,7 @@ func (a *Account) isHanging(ctx context.Context, cc *grpc.ClientConn) bool {
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	defer cancel()
-	times := 2*a.members - 1
+	times := 2*a.on.Members - 1
 	ask := func(withToken bool) (answers <-chan struct{}) {
 		answered := make(chan struct{}, times)
 		for range times {
@@ -125,24 +123,30 @@ func (a *Account) isHanging(ctx context.Context, cc *grpc.ClientConn) bool {
 	}
 }
 
-// lookBack asks for etcd's revision where the token is doubtful, and drops it where that is an older one than is known: what
-// is asked with it would hang. The answer is raft's, not that of a member that lags behind, and needs no token (because: where
-// a restored etcd was found out by what hangs only, the key was away for up to 1 s, and for 1.7 s where the path had
-// swallowed as well). An etcd before 3.5 does not know the question.
+// lookBack finds out whether etcd was wiped or restored where the token is doubtful, and drops the token then: what is asked
+// with it would hang (because: where only that told, the key was away for up to 1 s, and for 1.7 s where the path had swallowed
+// as well). One look is under way at a time.
 func (a *Account) lookBack(cc *grpc.ClientConn, used *token) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if used == noToken || a.ctx.Err() != nil || !used.doubtful.Swap(false) {
+	if !used.doubtful.Load() {
 		return
 	}
-	known := a.latest()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if used == noToken || a.looking || a.ctx.Err() != nil {
+		return
+	}
+	a.looking = true
+	used.doubtful.Store(false)
 	a.running.Go(func() {
-		answer, err := pb.NewAuthClient(cc).AuthStatus(WithoutToken(a.ctx), &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
+		wentBack, err := a.on.WentBack(WithoutToken(a.ctx), cc)
 		switch {
-		case err == nil && answer.GetHeader().GetRevision() < known:
+		case wentBack:
 			a.drop(used)
-		case status.Code(err) == codes.Unavailable: // the connection is lost again, or there is no leader
+		case err != nil && !etcd.IsFinal(etcd.Plain(err)):
 			used.doubtful.Store(true)
 		}
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.looking = false
 	})
 }

@@ -131,59 +131,119 @@ func TestACallWithoutATokenSuspectsNone(t *testing.T) {
 	})
 }
 
-// TestATokenFromBeforeEtcdWasRestoredIsNotWaitedFor: a stream that has ended, or another connection, is when that is found out.
+// lose ends streams as an etcd does that goes down.
+func (e *server) lose(t *testing.T, streams ...pb.Lease_LeaseKeepAliveClient) {
+	t.Helper()
+	e.set(func() { e.answer = func(string) error { return rpctypes.ErrGRPCStopped } })
+	defer e.set(func() { e.answer = nil })
+	for _, stream := range streams {
+		require.NoError(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
+		_, err := stream.Recv()
+		require.Error(t, err)
+	}
+}
+
+// renewing returns a stream on which a renewal was answered.
+func (c *connection) renewing(t *testing.T) pb.Lease_LeaseKeepAliveClient {
+	t.Helper()
+	stream := c.keepAlive(t)
+	_, err := stream.Recv()
+	require.NoError(t, err)
+	return stream
+}
+
 func TestATokenFromBeforeEtcdWasRestoredIsNotWaitedFor(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		e := &server{rev: latest}
+		e := &server{}
 		c := connect(t, e, testLogin, "")
-		stream := c.keepAlive(t)
-		_, err := stream.Recv()
-		require.NoError(t, err)
-		e.set(func() {
-			e.answer = func(string) error { return rpctypes.ErrGRPCStopped } // it goes down
-		})
-		require.NoError(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
-		_, err = stream.Recv()
-		require.Error(t, err)
-		e.set(func() { e.answer, e.hangs, e.rev = nil, hanging("t1"), latest-1 })
+		e.lose(t, c.renewing(t))
+		e.set(func() { e.back, e.hangs = true, hanging("t1") })
 		next := c.keepAlive(t)
 		began := time.Now()
 		require.NoError(t, c.get(t.Context()))
-		_, err = next.Recv()
+		_, err := next.Recv()
 		require.Equal(t, codes.Canceled, status.Code(err))
 		require.Zero(t, time.Since(began))
 		require.Equal(t, "t2", c.Token())
 		require.Equal(t, 1, e.looks())
-
-		spare := connect(t, e, testLogin, "t1")
-		_, err = spare.keepAlive(t).Recv()
-		require.Error(t, err)
-		require.Zero(t, time.Since(began))
-		require.Empty(t, spare.Token())
+		require.Equal(t, 2, e.loggedIn())
 	})
 }
 
-func TestEtcdIsAskedForItsRevisionOnceForEachStreamThatHasEnded(t *testing.T) {
+func TestATokenOfAnotherConnectionFromBeforeEtcdWasRestoredIsNotWaitedFor(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		e := &server{rev: latest}
+		e := &server{back: true, hangs: hanging("old")}
+		c := connect(t, e, testLogin, "old")
+		began := time.Now()
+		require.NoError(t, c.get(t.Context()))
+		require.Zero(t, time.Since(began))
+		require.Equal(t, "t1", c.Token())
+	})
+}
+
+func TestStreamsThatWereLostCostOneLookAtEtcd(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{}
 		c := connect(t, e, testLogin, "")
 		for _, want := range []int{0, 1, 2} {
-			streams := []pb.Lease_LeaseKeepAliveClient{c.keepAlive(t), c.keepAlive(t)}
-			for _, stream := range streams {
-				_, err := stream.Recv()
-				require.NoError(t, err)
-			}
+			streams := []pb.Lease_LeaseKeepAliveClient{c.renewing(t), c.renewing(t)}
 			synctest.Wait()
 			require.Equal(t, want, e.looks())
-			e.set(func() { e.answer = onlyNew("none", rpctypes.ErrGRPCPermissionDenied) })
-			for _, stream := range streams {
-				require.NoError(t, stream.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
-				_, err := stream.Recv()
-				require.Error(t, err)
-			}
-			e.set(func() { e.answer = nil })
+			e.lose(t, streams...)
 		}
-		require.Equal(t, "t1", c.Token(), "it has not gone back")
+		require.Equal(t, "t1", c.Token(), "it was not restored")
 		require.Equal(t, 1, e.loggedIn())
+	})
+}
+
+func TestALookAtEtcdThatFailsIsMadeAgain(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{look: func() error { return rpctypes.ErrGRPCNoLeader }}
+		c := connect(t, e, testLogin, "known")
+		for want := range 3 {
+			require.NoError(t, c.get(t.Context()))
+			synctest.Wait()
+			require.Equal(t, want+1, e.looks())
+		}
+		e.set(func() { e.look = func() error { return rpctypes.ErrGRPCUserEmpty } }) // it answers no one who has no token
+		for range 3 {
+			require.NoError(t, c.get(t.Context()))
+			synctest.Wait()
+		}
+		require.Equal(t, 4, e.looks())
+		require.Equal(t, "known", c.Token())
+	})
+}
+
+func TestOneLookAtEtcdIsUnderWayAtATime(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{look: func() error { time.Sleep(time.Minute); return nil }}
+		c := connect(t, e, testLogin, "known")
+		for range 5 {
+			e.lose(t, c.renewing(t), c.renewing(t))
+		}
+		synctest.Wait()
+		require.Equal(t, 1, e.looks())
+	})
+}
+
+func TestAStreamThatIsDeniedOrNotWantedAnyMoreCostsNoLookAtEtcd(t *testing.T) {
+	bubble.Test(t, func(t *testing.T) {
+		e := &server{}
+		c := connect(t, e, testLogin, "")
+		ctx, cancel := context.WithCancel(t.Context())
+		unwanted, err := pb.NewLeaseClient(c.cc).LeaseKeepAlive(ctx)
+		require.NoError(t, err)
+		cancel()
+		_, err = unwanted.Recv()
+		require.Error(t, err)
+		denied := c.renewing(t)
+		e.set(func() { e.answer = onlyNew("none", rpctypes.ErrGRPCPermissionDenied) })
+		require.NoError(t, denied.Send(&pb.LeaseKeepAliveRequest{ID: 1}))
+		_, err = denied.Recv()
+		require.Error(t, err)
+		_ = c.get(t.Context()) // it is denied, too
+		synctest.Wait()
+		require.Zero(t, e.looks())
 	})
 }

@@ -14,7 +14,8 @@ type token struct {
 	text  string
 	hangs context.Context // done when it is found to hang
 	drop  context.CancelFunc
-	// doubtful is whether a stream with it has ended, or it is another connection's: etcd may have been wiped or restored.
+	// doubtful is whether it is to be found out that etcd was not wiped or restored: a stream with it was lost, or it is
+	// another connection's.
 	doubtful atomic.Bool
 }
 

@@ -68,5 +68,6 @@ func (c *Conn) heard(rev int64) {
 	}
 }
 
-// latest returns etcd's latest revision that is known for sure.
 func (c *Conn) latest() int64 { return c.history.latest() }
+
+func (c *Conn) note(before, now int64) { c.history.note(before, now) }

@@ -15,20 +15,20 @@ import (
 )
 
 // dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
-func dial(to Target, brisk bool, token string, of revisions) (*link, error) {
+func dial(to Target, brisk bool, token string, revs revisions) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	client, err := l.newClient(to, token, of)
+	client, err := l.newClient(to, token, revs)
 	if err != nil {
 		l.leave()
 		return nil, fmt.Errorf("discov: make a client for %s: %w", to, err)
 	}
-	l.attach(client, of)
+	l.attach(client, revs)
 	return l, nil
 }
 
 // newClient makes the client, with our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) newClient(to Target, token string, of revisions) (*clientv3.Client, error) {
+func (l *link) newClient(to Target, token string, revs revisions) (*clientv3.Client, error) {
 	config := settings(to, l.brisk)
 	ofTarget := config.TLS
 	if to.Tuning != nil {
@@ -43,7 +43,7 @@ func (l *link) newClient(to Target, token string, of revisions) (*clientv3.Clien
 	takeLimits(&config)
 	takeRetries(&config)
 	takeTLS(&config, load)
-	l.takeAccount(&config, token, of)
+	l.takeAccount(&config, token, revs)
 	return clientv3.New(config)
 }
 
@@ -104,7 +104,7 @@ func takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, token string, of revisions) {
+func (l *link) takeAccount(config *clientv3.Config, token string, revs revisions) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
@@ -117,8 +117,9 @@ func (l *link) takeAccount(config *clientv3.Config, token string, of revisions) 
 			return ctx.Err()
 		}
 	}
+	wentBack := func(ctx context.Context, cc *grpc.ClientConn) (bool, error) { return wentBack(ctx, cc, revs) }
 	l.account = auth.New(l.left, as, auth.Connection{
-		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, Latest: of.latest,
+		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, WentBack: wentBack,
 	})
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)

@@ -116,9 +116,9 @@ func (r *race[T]) try() {
 	})
 }
 
-// undated hides the deadline of a context from gRPC, which would name it to etcd in each request (because: etcd parsed it, and
-// set a timer for each, which was a tenth of what a burst of registrations costs). What is given up is cancelled in time, and
-// what etcd does for a client that has vanished ends with etcd's own bounds, as with raw clientv3.
+// undated hides the deadline of a context from gRPC, which would name it to etcd in each request (because: etcd would set a
+// timer for each, and a burst of registrations cost a tenth more CPU time). What is given up is cancelled all the same. Where
+// no client is left to cancel, what waits at etcd ends when etcd notices that, as with a raw client that sets no deadline.
 type undated struct{ context.Context }
 
 // Deadline implements context.Context.

@@ -8,8 +8,8 @@ import (
 
 // links are the one link of now, and those before and after it: one that stalls is replaced under its users.
 type links struct {
-	to Target
-	of revisions
+	to   Target
+	revs revisions
 
 	ctx    context.Context // done when all is closed
 	cancel context.CancelFunc
@@ -28,16 +28,18 @@ type revisions interface {
 	heard(rev int64)
 	// latest returns the latest one that is known for sure.
 	latest() int64
+	// note takes the one in an answer that tells it for sure, to a request that was made when the latest one was before.
+	note(before, now int64)
 }
 
 // open makes the first link. It does not wait until it is connected, unless the target's tuning does.
-func open(to Target, of revisions) (*links, error) {
-	c := &links{to: to, of: of}
+func open(to Target, revs revisions) (*links, error) {
+	c := &links{to: to, revs: revs}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	var err error
 	if to.Client != nil {
-		c.cur = borrow(to.Client, of)
-	} else if c.cur, err = dial(to, false, "", of); err != nil {
+		c.cur = borrow(to.Client, revs)
+	} else if c.cur, err = dial(to, false, "", revs); err != nil {
 		c.cancel()
 		return nil, err
 	}
@@ -108,7 +110,7 @@ func (c *links) try(l *link) {
 		suspect: l,
 		members: l.members(),
 		dial: func(brisk bool) (candidate, error) {
-			return dial(c.to, brisk, token, c.of)
+			return dial(c.to, brisk, token, c.revs)
 		},
 	}
 	if winner, ok := t.run(c.ctx).(*link); ok && winner != l {

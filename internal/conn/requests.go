@@ -12,6 +12,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 // Grant creates a lease with an ID that next gives, another one for each try, for the TTL or longer, as etcd has it.
@@ -109,15 +110,35 @@ func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// lookBack asks for etcd's revision, with a transaction of nothing, for which no permission is needed. It is one within
-// another, which etcd takes for a write (because: any member answers an empty one by itself, and one that lags said that etcd
-// went back).
+// lookBack asks for etcd's revision.
 func (c *requester) lookBack(ctx context.Context) error {
-	nothing := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{}}}
 	_, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
-		return l.kv.Txn(ctx, &pb.TxnRequest{Success: []*pb.RequestOp{nothing}}, grpc.WaitForReady(true))
+		return l.kv.Txn(ctx, nothing(), grpc.WaitForReady(true))
 	})
 	return err
+}
+
+// nothing is a transaction of nothing, for which neither a permission nor a token is needed. It is one within another, which
+// etcd takes for a write (because: any member answers an empty one by itself, and one that lags said that etcd went back).
+func nothing() *pb.TxnRequest {
+	inner := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{}}}
+	return &pb.TxnRequest{Success: []*pb.RequestOp{inner}}
+}
+
+// wentBack asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one than
+// was known.
+func wentBack(ctx context.Context, cc *grpc.ClientConn, revs revisions) (bool, error) {
+	known := revs.latest()
+	if known == 0 {
+		return false, nil
+	}
+	answer, err := pb.NewKVClient(cc).Txn(metadata.NewOutgoingContext(ctx, headers), nothing(), grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	now := answer.GetHeader().GetRevision()
+	revs.note(known, now)
+	return now < known, nil
 }
 
 // Get reads the key, linearizably, and etcd's revision.
