@@ -3,7 +3,6 @@ package discov
 import (
 	"context"
 	"errors"
-	"runtime"
 	"strings"
 	"time"
 
@@ -81,18 +80,6 @@ func (k *keeper) stay(r *registration, release func()) {
 		release()
 		k.finish(left)
 	}()
-}
-
-// requestStack is about what a request needs of a stack, which is 8 KB then.
-const requestStack = 5 << 10
-
-// growStack grows the goroutine's stack to what a request needs (because: where it grew on the way, it was copied twice with
-// some thirty frames on it, a twelfth of the CPU time of a burst of registrations).
-//
-//go:noinline
-func growStack() {
-	var room [requestStack]byte
-	runtime.KeepAlive(&room)
 }
 
 // keep makes etcd equal to what the user wants, until that is to stop. It returns what could not be withdrawn.
