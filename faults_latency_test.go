@@ -104,6 +104,15 @@ func TestLatencyLosesNoKeyAndKeepsBounds(t *testing.T) {
 	}
 }
 
+// renewalLag is how long it may be unknown whether the lease was renewed: a beat is skipped while a renewal is under way, so
+// where a round trip takes longer than a beat, the next answer may come a round trip late. etcd has the request long before.
+func (c farEtcd) renewalLag() time.Duration {
+	if roundTrip := 2 * c.each; roundTrip > c.ttl/3 {
+		return roundTrip
+	}
+	return 0
+}
+
 // requireKept registers over the latency, and demands that the key is kept and that every call does its work in its bound.
 func (c farEtcd) requireKept(t *testing.T) {
 	t.Helper()
@@ -114,7 +123,7 @@ func (c farEtcd) requireKept(t *testing.T) {
 	require.True(t, s.Present(t, pub.key()))
 	before, dialled := s.server.Requests(), s.far.dials.Load()
 	time.Sleep(c.ttl*5/4 + time.Second)
-	s.requireTrue(time.Now(), 0, pub)
+	s.requireTrue(time.Now(), c.renewalLag(), pub)
 	dialled = s.far.dials.Load() - dialled
 	t.Logf("figure: in %v asked %v; %d dials", c.ttl*5/4+time.Second, grown(before, s.server.Requests()), dialled)
 	assert.LessOrEqual(t, dialled, int64(1), "a link that is slow is dialled again and again")
