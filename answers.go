@@ -9,9 +9,9 @@ import (
 // The answers to a KeepAlive, and what follows from them.
 
 func (l *ledger) answerLocked(s *start, err error) {
-	if !s.isAnswered() {
+	if !s.answered.isSet() {
 		s.err = err
-		close(s.answered)
+		s.answered.set()
 		l.wakeLocked()
 	}
 }
@@ -29,7 +29,7 @@ func (l *ledger) begun(s *start, err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.cut = nil
-	switch over := !s.isAnswered() && s.bound.Err() != nil; {
+	switch over := !s.answered.isSet() && s.bound.Err() != nil; {
 	case over:
 		return l.givenUpLocked(s, err)
 	case err != nil:

@@ -89,19 +89,19 @@ func (l *ledger) isPublishedLocked(call string, update uint64) (bool, error) {
 // may take after a cancelled one, and a grant that is under way.
 func (l *ledger) awaitAnswer(first *start) error {
 	select {
-	case <-first.answered: // and not each change of the ledger, of which a registration has two
+	case <-first.answered.Done(): // and not each change of the ledger, of which a registration has two
 	case <-first.bound.Done():
 		grace := time.NewTimer(cleanUpAtLeast + cleanUpAtLeast/2)
 		defer grace.Stop()
 		select {
-		case <-first.answered:
+		case <-first.answered.Done():
 		case <-grace.C:
 		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case first.isAnswered():
+	case first.answered.isSet():
 		return first.err
 	case l.withdrawn:
 		return l.unsettledLocked(first.bound, "keep alive", l.status.Err)

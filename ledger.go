@@ -46,21 +46,12 @@ type ledger struct {
 // start is a call of KeepAlive, which the goroutine answers once.
 type start struct {
 	bound    context.Context // of the call, whose deadline is there for the clean-up, too
-	answered chan struct{}   // closed by the answer, which is err
+	answered latch           // set by the answer, which is err
 	err      error
 }
 
 func newStart(bound context.Context) *start {
-	return &start{bound: bound, answered: make(chan struct{})}
-}
-
-func (s *start) isAnswered() bool {
-	select {
-	case <-s.answered:
-		return true
-	default:
-		return false
-	}
+	return &start{bound: bound, answered: newLatch()}
 }
 
 // newLedger returns the ledger of a Publisher whose full key may be known already.
