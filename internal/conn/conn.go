@@ -24,14 +24,14 @@ func Count() int { return int(opened.Load()) }
 func Open(to Target) (*Conn, error) {
 	c := &Conn{}
 	var err error
-	if c.links, err = open(to, c); err != nil {
+	if c.links, err = open(to, &c.history); err != nil {
 		return nil, err
 	}
 	opened.Add(1)
 	c.own = c.requester(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
 	c.beats = newBeats(c.links)
 	c.keys = newKeys(c.links, &c.own)
-	c.history.wentBack = c.beats.wentBack
+	c.history.wentBack, c.history.findOut = c.beats.wentBack, c.lookBack
 	return c, nil
 }
 
@@ -54,20 +54,14 @@ func (c *Conn) Caller(bounds Bounds) *Caller {
 }
 
 func (c *Conn) requester(bounds Bounds) requester {
-	return requester{links: c.links, history: &c.history, bounds: bounds}
+	return requester{links: c.links, bounds: bounds}
 }
 
-// heard takes the revision that any answer on a stream names, and finds out for sure where it is an older one.
-func (c *Conn) heard(rev int64) {
-	if c.history.hear(rev) {
-		c.links.run(func() {
-			ctx, cancel := context.WithTimeout(c.links.ctx, auditTimeout)
-			defer cancel()
-			_ = c.own.lookBack(ctx) // what it tells is noted; where there is no answer, another is heard soon
-		})
-	}
+// lookBack finds out for sure whether etcd went back.
+func (c *Conn) lookBack() {
+	c.links.run(func() {
+		ctx, cancel := context.WithTimeout(c.links.ctx, auditTimeout)
+		defer cancel()
+		_ = c.own.lookBack(ctx) // what it tells is noted; where there is no answer, another is heard soon
+	})
 }
-
-func (c *Conn) latest() int64 { return c.history.latest() }
-
-func (c *Conn) note(before, now int64) { c.history.note(before, now) }

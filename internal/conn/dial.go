@@ -15,20 +15,20 @@ import (
 )
 
 // dial makes a link of the library's own, with a token if one is known. It does not wait for the connection.
-func dial(to Target, brisk bool, token string, revs revisions) (*link, error) {
+func dial(to Target, brisk bool, token string, h *history) (*link, error) {
 	l := newLink()
 	l.brisk, l.ours = brisk, true
-	client, err := l.newClient(to, token, revs)
+	client, err := l.newClient(to, token, h)
 	if err != nil {
 		l.leave()
 		return nil, fmt.Errorf("discov: make a client for %s: %w", to, err)
 	}
-	l.attach(client, revs)
+	l.attach(client, h)
 	return l, nil
 }
 
 // newClient makes the client, with our settings, the user's tuning, and then what we do in the client's place.
-func (l *link) newClient(to Target, token string, revs revisions) (*clientv3.Client, error) {
+func (l *link) newClient(to Target, token string, h *history) (*clientv3.Client, error) {
 	config := settings(to, l.brisk)
 	ofTarget := config.TLS
 	if to.Tuning != nil {
@@ -43,7 +43,7 @@ func (l *link) newClient(to Target, token string, revs revisions) (*clientv3.Cli
 	takeLimits(&config)
 	takeRetries(&config)
 	takeTLS(&config, load)
-	l.takeAccount(&config, token, revs)
+	l.takeAccount(&config, token, h)
 	return clientv3.New(config)
 }
 
@@ -104,7 +104,7 @@ func takeTLS(config *clientv3.Config, load func() (*tls.Config, error)) {
 }
 
 // takeAccount takes the account out of the client's hands into ours.
-func (l *link) takeAccount(config *clientv3.Config, token string, revs revisions) {
+func (l *link) takeAccount(config *clientv3.Config, token string, h *history) {
 	if config.Username == "" || config.Password == "" {
 		return
 	}
@@ -117,9 +117,8 @@ func (l *link) takeAccount(config *clientv3.Config, token string, revs revisions
 			return ctx.Err()
 		}
 	}
-	wentBack := func(ctx context.Context, cc *grpc.ClientConn) (bool, error) { return wentBack(ctx, cc, revs) }
 	l.account = auth.New(l.left, as, auth.Connection{
-		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, WentBack: wentBack,
+		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, WentBack: h.hasGoneBack,
 	})
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)

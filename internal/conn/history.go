@@ -1,14 +1,20 @@
 package conn
 
 import (
+	"context"
 	"sync"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 )
 
 // history knows etcd's revision, to notice that it was wiped or restored. Only what is linearizable tells it for sure: a
 // member that lags behind names an older one in other answers.
 type history struct {
 	wentBack func() // hears that etcd went back
+	findOut  func() // finds out for sure whether it did
 
 	mu    sync.Mutex
 	rev   int64     // the latest that is known for sure
@@ -58,4 +64,27 @@ func (h *history) hear(rev int64) (find bool) {
 	}
 	h.asked = now
 	return true
+}
+
+// heard takes the revision that any answer on a stream names, and has it found out for sure where it is an older one.
+func (h *history) heard(rev int64) {
+	if h.hear(rev) {
+		h.findOut()
+	}
+}
+
+// hasGoneBack asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one
+// than was known.
+func (h *history) hasGoneBack(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
+	known := h.latest()
+	if known == 0 {
+		return false, nil
+	}
+	answer, err := pb.NewKVClient(cc).Txn(metadata.NewOutgoingContext(ctx, headers), nothing(), grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	now := answer.GetHeader().GetRevision()
+	h.note(known, now)
+	return now < known, nil
 }

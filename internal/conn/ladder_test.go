@@ -218,7 +218,7 @@ func TestAPauseEndsWithItsTimeItsLinkOrItsContext(t *testing.T) {
 // replaceLink moves a connection to another link, as a trial does.
 func replaceLink(t *testing.T, c *Conn) {
 	c.links.run(func() {
-		spare, err := dial(c.links.to, false, "", c.links.revs)
+		spare, err := dial(c.links.to, false, "", c.links.history)
 		if err != nil {
 			t.Error(err)
 			return

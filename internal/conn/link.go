@@ -47,21 +47,21 @@ func newLink() *link {
 }
 
 // borrow makes a link of the caller's client.
-func borrow(client *clientv3.Client, revs revisions) *link {
+func borrow(client *clientv3.Client, h *history) *link {
 	l := newLink()
 	stop := context.AfterFunc(client.Ctx(), l.attendant.cancelAll)
 	context.AfterFunc(l.left, func() { stop() }) // or the client would hold the link for as long as it lives
-	l.attach(client, revs)
+	l.attach(client, h)
 	return l
 }
 
-func (l *link) attach(client *clientv3.Client, revs revisions) {
+func (l *link) attach(client *clientv3.Client, h *history) {
 	l.client, l.cc = client, client.ActiveConnection()
 	// Not the client's own, which try again up to a hundred times, 25 ms apart, while there is no leader.
 	l.kv, l.leases = pb.NewKVClient(l.cc), pb.NewLeaseClient(l.cc)
 	l.ready = newReadiness(l.left, l.cc, &l.pulse)
-	l.renewals = stream.NewRenewals(l.left, l.cc, &l.pulse, revs.heard)
-	l.watches = stream.NewWatches(l.left, l.cc, &l.pulse, revs.heard)
+	l.renewals = stream.NewRenewals(l.left, l.cc, &l.pulse, h.heard)
+	l.watches = stream.NewWatches(l.left, l.cc, &l.pulse, h.heard)
 	close(l.attached)
 }
 

@@ -8,8 +8,8 @@ import (
 
 // links are the one link of now, and those before and after it: one that stalls is replaced under its users.
 type links struct {
-	to   Target
-	revs revisions
+	to      Target
+	history *history
 
 	ctx    context.Context // done when all is closed
 	cancel context.CancelFunc
@@ -22,24 +22,14 @@ type links struct {
 	running sync.WaitGroup // trials, links on their way out, and what is done for all users at once
 }
 
-// revisions are etcd's, as all links of a connection have heard of them.
-type revisions interface {
-	// heard hears the revision in each answer on a stream.
-	heard(rev int64)
-	// latest returns the latest one that is known for sure.
-	latest() int64
-	// note takes the one in an answer that tells it for sure, to a request that was made when the latest one was before.
-	note(before, now int64)
-}
-
 // open makes the first link. It does not wait until it is connected, unless the target's tuning does.
-func open(to Target, revs revisions) (*links, error) {
-	c := &links{to: to, revs: revs}
+func open(to Target, h *history) (*links, error) {
+	c := &links{to: to, history: h}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	var err error
 	if to.Client != nil {
-		c.cur = borrow(to.Client, revs)
-	} else if c.cur, err = dial(to, false, "", revs); err != nil {
+		c.cur = borrow(to.Client, h)
+	} else if c.cur, err = dial(to, false, "", h); err != nil {
 		c.cancel()
 		return nil, err
 	}
@@ -110,7 +100,7 @@ func (c *links) try(l *link) {
 		suspect: l,
 		members: l.members(),
 		dial: func(brisk bool) (candidate, error) {
-			return dial(c.to, brisk, token, c.revs)
+			return dial(c.to, brisk, token, c.history)
 		},
 	}
 	if winner, ok := t.run(c.ctx).(*link); ok && winner != l {

@@ -25,9 +25,8 @@ type Bounds struct {
 
 // requester is one user's requests, each within its bound, with errors in plain words. It is safe for concurrent use.
 type requester struct {
-	links   *links
-	history *history
-	bounds  Bounds
+	links  *links
+	bounds Bounds
 	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
 	misses atomic.Int32
 }

@@ -12,7 +12,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
 )
 
 // Grant creates a lease with an ID that next gives, another one for each try, for the TTL or longer, as etcd has it.
@@ -125,22 +124,6 @@ func nothing() *pb.TxnRequest {
 	return &pb.TxnRequest{Success: []*pb.RequestOp{inner}}
 }
 
-// wentBack asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one than
-// was known.
-func wentBack(ctx context.Context, cc *grpc.ClientConn, revs revisions) (bool, error) {
-	known := revs.latest()
-	if known == 0 {
-		return false, nil
-	}
-	answer, err := pb.NewKVClient(cc).Txn(metadata.NewOutgoingContext(ctx, headers), nothing(), grpc.WaitForReady(true))
-	if err != nil {
-		return false, err
-	}
-	now := answer.GetHeader().GetRevision()
-	revs.note(known, now)
-	return now < known, nil
-}
-
 // Get reads the key, linearizably, and etcd's revision.
 func (c *requester) Get(ctx context.Context, key string) (now etcd.Entry, rev int64, err error) {
 	response, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.RangeResponse, error) {
@@ -202,10 +185,10 @@ type hasHeader interface{ GetHeader() *pb.ResponseHeader }
 
 // truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
 func truly[T hasHeader](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
-	before := c.history.latest()
+	before := c.links.history.latest()
 	answer, err = call(ctx, c, send)
 	if err == nil {
-		c.history.note(before, answer.GetHeader().GetRevision())
+		c.links.history.note(before, answer.GetHeader().GetRevision())
 	}
 	return answer, err
 }
