@@ -160,7 +160,7 @@ func (o *Observer) poll(ctx context.Context, c *clientv3.Client) {
 			continue // a restart keeps the session: the watch resumes where it was
 		}
 		o.mu.Lock()
-		back := resp.Header.Revision < o.revision || o.past != o.target.past()
+		back := resp.Header.Revision < o.revision
 		same := o.sameLocked(resp)
 		o.mu.Unlock()
 		switch {
