@@ -144,7 +144,8 @@ func (o *Observer) awaitAnother(ctx context.Context, past past) {
 	}
 }
 
-// poll compares what etcd says with what is known, and returns when they differ for a reason that the watch won't mend.
+// poll compares what etcd says with what is known, and returns when they differ for a reason that the watch won't mend:
+// where etcd has gone back behind what was known when it was asked, or the watch tells nothing for a while.
 func (o *Observer) poll(ctx context.Context, c *clientv3.Client) {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
@@ -155,24 +156,24 @@ func (o *Observer) poll(ctx context.Context, c *clientv3.Client) {
 		case <-ctx.Done():
 			return
 		}
+		_, _, known, _ := o.current()
 		resp, err := get(ctx, c, o.prefix, clientv3.WithPrefix(), clientv3.WithLimit(pollLimit))
 		if err != nil {
 			continue // a restart keeps the session: the watch resumes where it was
 		}
+		if resp.Header.Revision < known {
+			return
+		}
 		o.mu.Lock()
-		back := resp.Header.Revision < o.revision
+		moved := o.revision != known
 		same := o.sameLocked(resp)
 		o.mu.Unlock()
-		switch {
-		case back:
-			return
-		case same:
+		if moved || same {
 			differ = 0
-		default:
-			// The watch may be behind for a moment.
-			if differ++; differ >= 10 {
-				return
-			}
+			continue
+		}
+		if differ++; differ >= 10 {
+			return
 		}
 	}
 }

@@ -51,6 +51,20 @@ func TestObserverKnowsAllThatHasHappenedWhenAsked(t *testing.T) {
 	require.True(t, changes[len(changes)-1].Gone)
 }
 
+func TestObserverMissesNothingOfABusyKey(t *testing.T) {
+	t.Parallel()
+	s := etcdtest.Start(t, etcdtest.QuickTicks())
+	c := s.Client(t)
+	o := etcdtest.Observe(t, s, "p/")
+	var want []string
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		put(t, c, "p/1", "v")
+		del(t, c, "p/1")
+		want = append(want, "v", "-")
+	}
+	require.Equal(t, want, told(o, "p/1"))
+}
+
 func TestObserverReadsWhatIsThereNow(t *testing.T) {
 	t.Parallel()
 	s := etcdtest.Start(t, etcdtest.QuickTicks())
