@@ -48,7 +48,8 @@ type fakeLease struct {
 }
 
 type fakeWatch struct {
-	*etcd.Watcher
+	of *fakeEtcd
+	etcd.Watcher
 	key  string
 	now  etcd.Entry      // as it was told last
 	ctx  context.Context // done when nobody watches any more
@@ -536,27 +537,30 @@ func (f *fakeEtcd) writeLocked(what etcd.Write) error {
 func (f *fakeEtcd) Watch(key string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	w := &fakeWatch{key: key, now: now}
-	w.Watcher = etcd.NewWatcher(bell, func() {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		delete(f.watches, w)
-		w.over()
-	})
+	w := &fakeWatch{of: f, key: key, now: now, Watcher: etcd.Watcher{Bell: bell}}
+	w.Source = w
 	w.ctx, w.over = context.WithCancel(context.Background())
 	select {
 	case <-f.up:
 	default:
 		w.over()
 		w.End(etcd.ErrStreamEnded)
-		return w.Watcher
+		return &w.Watcher
 	}
 	f.watches[w] = struct{}{}
 	f.audit(w)
 	if now := f.keys[key]; now.Rev > rev || !now.Exists() && f.rev > rev {
 		w.Tell(now, f.rev)
 	}
-	return w.Watcher
+	return &w.Watcher
+}
+
+// Cancel implements the Source of a Watcher.
+func (w *fakeWatch) Cancel() {
+	w.of.mu.Lock()
+	defer w.of.mu.Unlock()
+	delete(w.of.watches, w)
+	w.over()
 }
 
 func (f *fakeEtcd) String() string {

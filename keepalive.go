@@ -27,8 +27,9 @@ const (
 // keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
 type keeper struct {
 	*ledger
-	opts  *options // nobody writes them
-	doubt error    // why the last hold has ended
+	opts  *options     // nobody writes them
+	doubt error        // why the last hold has ended
+	reg   registration // in one piece with it: many small ones would lie scattered in the heap
 	// connect gives it its etcd, unless one of the two is done first.
 	connect func(bound, stop context.Context) (connected, error)
 }
@@ -168,7 +169,8 @@ func (k *keeper) connectFirst(first *start) (connected, error) {
 
 // newRegistration has what is left of the leases of the one before, which was withdrawn.
 func (k *keeper) newRegistration(on store, left leases) *registration {
-	r := &registration{
+	r := &k.reg
+	*r = registration{
 		wanted: k.ledger,
 		bell:   k.wish.bell,
 		prefix: k.prefix,

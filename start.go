@@ -27,12 +27,17 @@ func (p *Publisher) share(bound, stop context.Context) (connected, error) {
 	}
 	first := usual
 	first.Call = 0
-	return connected{
-		first:   shared.conn.Caller(first),
-		usual:   shared.conn.Caller(usual),
-		release: func() { connections.release(shared) },
-	}, nil
+	s := &session{shared: shared, first: shared.conn.Caller(first), usual: shared.conn.Caller(usual)}
+	return connected{&s.first, &s.usual, s.release}, nil
 }
+
+// session is a Publisher's use of a connection.
+type session struct {
+	shared       *sharedConn
+	first, usual conn.Caller
+}
+
+func (s *session) release() { connections.release(s.shared) }
 
 // claim makes the call the one that starts the Publisher.
 func (p *Publisher) claim() error {

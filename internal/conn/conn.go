@@ -49,8 +49,8 @@ type Caller struct {
 }
 
 // Caller returns a user of the connection.
-func (c *Conn) Caller(bounds Bounds) *Caller {
-	return &Caller{c.requester(bounds), c.beats, c.keys}
+func (c *Conn) Caller(bounds Bounds) Caller {
+	return Caller{c.requester(bounds), c.beats, c.keys}
 }
 
 func (c *Conn) requester(bounds Bounds) requester {

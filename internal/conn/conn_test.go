@@ -57,7 +57,8 @@ func newConn(t *testing.T, to Target) *Conn {
 // newCaller returns a user of a connection of the test's own.
 func newCaller(t *testing.T, endpoints ...string) *Caller {
 	t.Helper()
-	return newConn(t, Target{}.To(endpoints)).Caller(Bounds{Call: eventually, Patience: time.Second, MaxPatience: time.Second})
+	user := newConn(t, Target{}.To(endpoints)).Caller(Bounds{Call: eventually, Patience: time.Second, MaxPatience: time.Second})
+	return &user
 }
 
 func TestAConnectionThatIsFoundReadyIsNoAnswerOfEtcds(t *testing.T) {

@@ -125,7 +125,7 @@ func (f *fakeEtcd) user(t *testing.T, bounds Bounds) *Caller {
 	time.Sleep(time.Minute) // so that connecting was long ago
 	f.forget()
 	f.began = time.Now()
-	return user
+	return &user
 }
 
 // keep keeps n leases alive, until the test is over.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
+	"github.com/discov-go/discov/internal/stream"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
@@ -28,11 +29,11 @@ func newKeys(on *links, own *requester) *keys {
 	return &keys{links: on, own: own, all: map[*key]struct{}{}}
 }
 
-// key is one that is watched, on whichever stream. It is the Listener of its watch.
+// key is one that is watched, on whichever stream. It is the Listener of its watch, and the Source of its user's Watcher.
 type key struct {
 	of   *keys
 	name string
-	*etcd.Watcher
+	user etcd.Watcher
 
 	mu      sync.Mutex
 	written int64 // the revision of its last write, as far as it is known; zero where it is not there
@@ -40,17 +41,17 @@ type key struct {
 	blind   bool  // whether the account may not watch it
 	another bool  // whether a member could not watch it, and the next one was asked
 	ended   bool
-	cancel  func() // of the watch; nil where there is none
+	on      *stream.Watch // the last one, nil where there was none or it is cancelled
 }
 
 // Watch tells of the key, which was so at revision rev, until it ends, and rings the bell. It does not wait. An account that may read the key,
 // but not watch it, hears of it now and then.
 func (ks *keys) Watch(name string, now etcd.Entry, rev int64, bell etcd.Bell) *etcd.Watcher {
-	k := &key{of: ks, name: name, written: now.Rev, rev: rev}
-	k.Watcher = etcd.NewWatcher(bell, k.stop)
+	k := &key{of: ks, name: name, user: etcd.Watcher{Bell: bell}, written: now.Rev, rev: rev}
+	k.user.Source = k
 	ks.add(k)
 	k.watch()
-	return k.Watcher
+	return &k.user
 }
 
 func (ks *keys) add(k *key) {
@@ -80,25 +81,25 @@ func (k *key) watch() {
 	k.mu.Lock()
 	rev := k.rev + 1
 	k.mu.Unlock()
-	cancel := l.watches.Watch(k.name, rev, k)
+	on := l.watches.Watch(rev, k)
 	k.mu.Lock()
 	ended := k.ended
-	k.cancel = cancel
+	k.on = on
 	k.mu.Unlock()
 	if ended {
-		cancel()
+		on.Cancel()
 	}
 }
 
-// stop ends the watch for its user.
-func (k *key) stop() {
+// Cancel ends the watch for its user.
+func (k *key) Cancel() {
 	k.of.remove(k)
 	k.mu.Lock()
-	cancel := k.cancel
-	k.ended, k.cancel = true, nil
+	on := k.on
+	k.ended, k.on = true, nil
 	k.mu.Unlock()
-	if cancel != nil {
-		cancel()
+	if on != nil {
+		on.Cancel()
 	}
 }
 
@@ -108,8 +109,11 @@ func (k *key) finish(err error) {
 	k.mu.Lock()
 	k.ended = true
 	k.mu.Unlock()
-	k.Watcher.End(err)
+	k.user.End(err)
 }
+
+// Key implements stream.Listener.
+func (k *key) Key() string { return k.name }
 
 // Tell implements stream.Listener.
 func (k *key) Tell(now etcd.Entry, rev int64) {
@@ -125,7 +129,7 @@ func (k *key) Tell(now etcd.Entry, rev int64) {
 // turn.
 func (k *key) learnLocked(now etcd.Entry, rev int64) {
 	k.written, k.rev = now.Rev, rev
-	k.Watcher.Tell(now, rev)
+	k.user.Tell(now, rev)
 }
 
 // End implements stream.Listener. A watch that the account may not have is asked for again once the key can be read.

@@ -231,8 +231,8 @@ func TestAWatchThatAMemberRefusesGoesToTheNextOnce(t *testing.T) {
 func TestWhatIsKnownOfAKeyNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	const revs = 200_000
-	w := etcd.NewWatcher(etcd.NewBell(), func() {})
-	k := &key{Watcher: w}
+	k := &key{user: etcd.Watcher{Bell: etcd.NewBell()}}
+	w := &k.user
 	var telling sync.WaitGroup
 	for first, tell := range []func(etcd.Entry, int64){k.Tell, k.found} {
 		telling.Go(func() {

@@ -16,8 +16,8 @@ import (
 type Watcher struct {
 	// Bell is rung when there is news.
 	Bell Bell
-	// Cancel ends the watch; its user listens no more.
-	Cancel func()
+	// Source is what tells it.
+	Source interface{ Cancel() }
 
 	mu   sync.Mutex
 	last Change
@@ -32,10 +32,8 @@ type Change struct {
 	Held clientv3.LeaseID // the lease of the last put
 }
 
-// NewWatcher returns a Watcher that rings the bell, and that cancel ends.
-func NewWatcher(bell Bell, cancel func()) *Watcher {
-	return &Watcher{Bell: bell, Cancel: cancel}
-}
+// Cancel ends the watch; its user listens no more.
+func (w *Watcher) Cancel() { w.Source.Cancel() }
 
 // Take returns the last change, if there was one since the last take, and why the watcher has ended, if it has.
 func (w *Watcher) Take() (last Change, news bool, err error) {

@@ -104,12 +104,17 @@ func likeEtcd(s *watched) error {
 
 // listener notes what it is told.
 type listener struct {
+	key string
+
 	mu    sync.Mutex
 	told  []string // values, and "" where the key went
 	ended []error
 	done  bool // whether nothing may be told any more
 	late  int  // how much was
 }
+
+// Key implements Listener.
+func (l *listener) Key() string { return l.key }
 
 // Tell implements Listener.
 func (l *listener) Tell(now etcd.Entry, _ int64) {
@@ -190,10 +195,10 @@ func newWatches(t *testing.T, server *watchServer, latency time.Duration) *watch
 
 // listen watches a key.
 func (ws *watches) listen(key string) (l *listener, cancel func()) {
-	l = &listener{}
-	end := ws.Watch(key, testRev, l)
+	l = &listener{key: key}
+	w := ws.Watch(testRev, l)
 	return l, func() {
-		end()
+		w.Cancel()
 		l.finish()
 	}
 }

@@ -17,6 +17,8 @@ import (
 
 // A Listener hears of one key. Its methods must not block, nor call the Watches.
 type Listener interface {
+	// Key returns the key, always the same.
+	Key() string
 	// Tell is called with the key as a change at revision rev has left it.
 	Tell(now etcd.Entry, rev int64)
 	// End is called once, when the watch has ended by itself.
@@ -49,10 +51,9 @@ func NewWatches(ctx context.Context, cc grpc.ClientConnInterface, pulse *Pulse, 
 // Wait waits until all goroutines have ended. ctx must be done.
 func (ws *Watches) Wait() { ws.running.Wait() }
 
-// Watch asks for a watch of the key from revision rev on. It does not wait for it. cancel ends it; once it has returned,
-// nothing is told any more.
-func (ws *Watches) Watch(key string, rev int64, listener Listener) (cancel func()) {
-	w := &watch{key: key, listener: listener}
+// Watch asks for a watch of the listener's key from revision rev on. It does not wait for it.
+func (ws *Watches) Watch(rev int64, listener Listener) *Watch {
+	w := &Watch{listener: listener}
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	if ws.cur == nil || !ws.cur.create(w, rev) {
@@ -60,17 +61,19 @@ func (ws *Watches) Watch(key string, rev int64, listener Listener) (cancel func(
 		ws.cur.create(w, rev)
 		ws.running.Go(ws.cur.run)
 	}
-	s := ws.cur
-	return func() { s.close(w) }
+	return w
 }
 
-// watch is one watch, and where it stands on its stream.
-type watch struct {
-	key      string
+// A Watch is of one key, on one stream.
+type Watch struct {
 	listener Listener
+	on       *watchStream
 	id       int64
 	closed   bool
 }
+
+// Cancel ends the watch. Once it has returned, nothing is told any more.
+func (w *Watch) Cancel() { w.on.close(w) }
 
 // firstID is the ID that the first watch of a stream asks for, and the next ones follow. etcd gives it; its grpc-proxy counts
 // from zero on instead.
@@ -88,35 +91,35 @@ type watchStream struct {
 	nextID int64
 	unsent []*pb.WatchRequest
 	open   int              // how many watches are not closed
-	asked  []*watch         // that etcd has not told to be created, in the order in which it was asked
-	live   map[int64]*watch // by the ID that etcd names them with
+	asked  []*Watch         // that etcd has not told to be created, in the order in which it was asked
+	live   map[int64]*Watch // by the ID that etcd names them with
 }
 
 func newWatchStream(of *Watches) *watchStream {
-	s := &watchStream{of: of, wake: make(chan struct{}, 1), nextID: firstID, live: map[int64]*watch{}}
+	s := &watchStream{of: of, wake: make(chan struct{}, 1), nextID: firstID, live: map[int64]*Watch{}}
 	s.ctx, s.cancel = context.WithCancel(of.ctx)
 	return s
 }
 
 // create queues the request for a watch from revision rev on, and returns false if the stream has ended.
-func (s *watchStream) create(w *watch, rev int64) bool {
+func (s *watchStream) create(w *Watch, rev int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
 		return false
 	}
-	w.id = s.nextID
+	w.on, w.id = s, s.nextID
 	s.nextID++
 	s.asked = append(s.asked, w)
 	s.open++
 	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{
-		CreateRequest: &pb.WatchCreateRequest{Key: []byte(w.key), StartRevision: rev, WatchId: w.id},
+		CreateRequest: &pb.WatchCreateRequest{Key: []byte(w.listener.Key()), StartRevision: rev, WatchId: w.id},
 	}})
 	return true
 }
 
 // close cancels a watch, and the stream with its last one.
-func (s *watchStream) close(w *watch) {
+func (s *watchStream) close(w *Watch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if w.closed || s.ended {
@@ -254,11 +257,11 @@ func (s *watchStream) createdLocked(response *pb.WatchResponse) {
 // takeAskedLocked returns the watch that an answer with this ID is for: the one with it, or, where a proxy gives IDs of its
 // own, the one that was asked for at that place (because: it counts the requests in their order, but answers in any), or
 // else the oldest one, until an event tells which key the ID stands for.
-func (s *watchStream) takeAskedLocked(id int64) *watch {
+func (s *watchStream) takeAskedLocked(id int64) *Watch {
 	if len(s.asked) == 0 {
 		return nil
 	}
-	at := max(0, slices.IndexFunc(s.asked, func(w *watch) bool { return w.id == id || w.id == firstID+id }))
+	at := max(0, slices.IndexFunc(s.asked, func(w *Watch) bool { return w.id == id || w.id == firstID+id }))
 	w := s.asked[at]
 	copy(s.asked[1:at+1], s.asked[:at]) // none, where the answers come in order: with thousands, all others were too many
 	s.asked[0] = nil
@@ -279,14 +282,14 @@ func (s *watchStream) tellLocked(response *pb.WatchResponse) {
 
 // ofLocked returns the watch that an event is for. Where the ID stands for another key (because: etcd's grpc-proxy answers
 // out of order), the two watches exchange their IDs.
-func (s *watchStream) ofLocked(id int64, event *mvccpb.Event) *watch {
+func (s *watchStream) ofLocked(id int64, event *mvccpb.Event) *Watch {
 	key := string(event.GetKv().GetKey())
 	named := s.live[id]
-	if named == nil || named.key == key {
+	if named == nil || named.listener.Key() == key {
 		return named
 	}
 	for w := range s.allOpenLocked() {
-		if w.key != key {
+		if w.listener.Key() != key {
 			continue
 		}
 		s.live[id], named.id, w.id = w, w.id, id
@@ -301,7 +304,7 @@ func (s *watchStream) ofLocked(id int64, event *mvccpb.Event) *watch {
 }
 
 // endLocked ends a watch by itself.
-func (s *watchStream) endLocked(w *watch, err error) {
+func (s *watchStream) endLocked(w *Watch, err error) {
 	delete(s.live, w.id)
 	if !w.closed {
 		w.closed = true
@@ -311,8 +314,8 @@ func (s *watchStream) endLocked(w *watch, err error) {
 }
 
 // allOpenLocked are the watches that are not closed.
-func (s *watchStream) allOpenLocked() iter.Seq[*watch] {
-	return func(yield func(*watch) bool) {
+func (s *watchStream) allOpenLocked() iter.Seq[*Watch] {
+	return func(yield func(*Watch) bool) {
 		for _, w := range s.asked {
 			if !w.closed && !yield(w) {
 				return
