@@ -1,19 +1,24 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// keys are the registered keys as a watch sees them.
+// keys are the registered keys as a watch sees them. It is read all the time: what has waited to be read would be taken for
+// late.
 type keys struct {
+	mu       sync.Mutex
 	live     map[string]bool
 	revision int64 // up to which live is right
-	events   clientv3.WatchChan
+	err      error // why there is no more to come
+	moved    chan struct{}
 }
 
 // watchKeys watches until ctx is done.
@@ -22,30 +27,43 @@ func watchKeys(ctx context.Context, client *clientv3.Client) (*keys, error) {
 	if err != nil {
 		return nil, err
 	}
-	k := &keys{live: map[string]bool{}, revision: now.Header.Revision}
+	k := &keys{live: map[string]bool{}, revision: now.Header.Revision, moved: make(chan struct{})}
 	for _, kv := range now.Kvs {
 		k.live[string(kv.Key)] = true
 	}
-	k.events = client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(k.revision+1))
+	go func() {
+		for news := range client.Watch(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(k.revision+1)) {
+			k.apply(news)
+		}
+		k.end()
+	}()
 	return k, nil
 }
 
-// until follows the events until there are n keys at a revision of at least since.
+// until waits until there are n keys at a revision of at least since.
 func (k *keys) until(ctx context.Context, n int, since int64) error {
-	for len(k.live) != n || k.revision < since {
-		news, ok := <-k.events
-		if !ok {
+	for {
+		k.mu.Lock()
+		there, err, moved := len(k.live) == n && k.revision >= since, k.err, k.moved
+		k.mu.Unlock()
+		switch {
+		case there:
+			return nil
+		case ctx.Err() != nil:
 			return ctx.Err()
-		}
-		if err := news.Err(); err != nil {
+		case err != nil:
 			return err
 		}
-		k.apply(news)
+		select {
+		case <-moved:
+		case <-ctx.Done():
+		}
 	}
-	return nil
 }
 
 func (k *keys) apply(news clientv3.WatchResponse) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, e := range news.Events {
 		if e.Type == clientv3.EventTypeDelete {
 			delete(k.live, string(e.Kv.Key))
@@ -54,6 +72,20 @@ func (k *keys) apply(news clientv3.WatchResponse) {
 		}
 		k.revision = e.Kv.ModRevision
 	}
+	k.err = news.Err()
+	k.moveLocked()
+}
+
+func (k *keys) end() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.err = cmp.Or(k.err, errors.New("the watch of the keys has ended"))
+	k.moveLocked()
+}
+
+func (k *keys) moveLocked() {
+	close(k.moved)
+	k.moved = make(chan struct{})
 }
 
 // revokeAll revokes all leases that there are, and returns the revision after the last of them.
