@@ -16,19 +16,15 @@ var (
 	errValueUpdated = errors.New("the value was updated")
 )
 
-// hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
-// the doubt whether the value is the latest.
+// hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. The watch outlives
+// the doubt, and goes on where it was.
 func (r *registration) hold(ctx context.Context) error {
 	r.settled = false
 	r.watchKey()
 	if !r.leases.isClean() { // now that the key is on another
 		defer r.leases.sweepBeside(ctx)()
 	}
-	doubt := r.untilDoubt(ctx)
-	if !errors.Is(doubt, errValueUpdated) {
-		r.unwatch()
-	}
-	return doubt
+	return r.untilDoubt(ctx)
 }
 
 // rests reports whether there is nothing to do but to hold the key.
@@ -66,8 +62,11 @@ func (r *registration) look() error {
 	return nil
 }
 
-// watchKey watches the key, from what was read or written last. A watch that there is goes on.
+// watchKey watches the key, from what was read or written last. A watch that there is goes on, unless it has ended.
 func (r *registration) watchKey() {
+	if r.watch != nil && r.watch.HasEnded() {
+		r.unwatch()
+	}
 	if r.watch == nil {
 		r.watch = r.store.Watch(r.key, r.seen, r.rev, r.bell)
 	}

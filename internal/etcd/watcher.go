@@ -44,6 +44,13 @@ func (w *Watcher) Take() (last Change, news bool, err error) {
 	return last, news, err
 }
 
+// HasEnded reports whether the watcher has ended by itself.
+func (w *Watcher) HasEnded() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err != nil
+}
+
 // Tell notes a change of the key, made at revision rev.
 func (w *Watcher) Tell(now Entry, rev int64) {
 	w.mu.Lock()
