@@ -187,7 +187,7 @@ func (f *fakeEtcd) audit(w *fakeWatch) {
 				w.End(err)
 			case err == nil && w.now.Rev != now.Rev:
 				w.now = now
-				w.Tell(now, rev)
+				w.Found(now, rev)
 			}
 			f.mu.Unlock()
 		}

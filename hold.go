@@ -62,13 +62,21 @@ func (r *registration) look() error {
 	return nil
 }
 
-// watchKey watches the key, from what was read or written last. A watch that there is goes on, unless it has ended.
+// watchKey watches the key, from what was read or written last. A watch that there is goes on.
 func (r *registration) watchKey() {
-	if r.watch != nil && r.watch.HasEnded() {
-		r.unwatch()
-	}
 	if r.watch == nil {
 		r.watch = r.store.Watch(r.key, r.seen, r.rev, r.bell)
+	}
+}
+
+// isWatching reports whether there is a watch that has not ended by itself.
+func (r *registration) isWatching() bool { return r.watch != nil && !r.watch.HasEnded() }
+
+// unwatch ends the watch, if there is one.
+func (r *registration) unwatch() {
+	if r.watch != nil {
+		r.watch.Cancel()
+		r.watch = nil
 	}
 }
 
@@ -85,7 +93,7 @@ func (r *registration) untilFree() <-chan time.Time {
 func (r *registration) hear() (doubt error) {
 	last, news, err := r.watch.Take()
 	if news && last.Rev > r.rev { // not from before what was read or written last
-		r.seen, r.rev = last.Now, last.Rev
+		r.seen, r.rev, r.told = last.Now, last.Rev, !last.Read
 		r.contested = r.contested || r.isOfAnother(last.Held)
 		if doubt := r.keyDoubt(); doubt != nil {
 			r.fresh = true

@@ -90,6 +90,9 @@ type leases struct {
 type leaseholder interface {
 	// findLeases returns those that hold a key of ours.
 	findLeases(ctx context.Context) ([]clientv3.LeaseID, error)
+	// sawItsEnd reports whether the lease held has ended as leases do, with its key; where nobody has seen that, etcd may
+	// have been restored.
+	sawItsEnd() bool
 	// holdsLease hears of another lease held, before it is kept alive; nil where there is none any more.
 	holdsLease(held *etcd.Keepalive)
 }
@@ -145,11 +148,13 @@ func (ls *leases) straysLeft() (strays []formerLease) {
 	return strays
 }
 
-// lose forgets the lease held: etcd says that it does not exist. Where it was restored, others of ours may exist.
+// lose forgets the lease held: etcd says that it does not exist.
 func (ls *leases) lose() {
 	ls.store.LetGo(ls.held)
 	ls.held, ls.ended = nil, true
-	ls.suspicions++
+	if !ls.of.sawItsEnd() {
+		ls.suspicions++
+	}
 	ls.of.holdsLease(nil)
 }
 

@@ -223,6 +223,37 @@ func TestPastLeasesThatARestoreMayBringBackHoldNothingUp(t *testing.T) {
 	})
 }
 
+func TestOnlyALeaseWhoseEndNobodyHasToldMakesOthersLookedFor(t *testing.T) {
+	for name, opts := range map[string][]PubOption{"with an id": {WithId(7)}, "without": nil} {
+		inBubble(t, func(t *testing.T, f *fakeEtcd) {
+			p := f.published(append(opts, WithTTL(time.Hour))...) // so that no renewal tells it
+			ends := func(how func(clientv3.LeaseID), within time.Duration) {
+				was := p.Status().Lease
+				f.mu.Lock()
+				how(was)
+				f.mu.Unlock()
+				settle(within)
+				require.NotEqual(t, was, p.Status().Lease, name)
+				require.True(t, f.at(p.Status().Key).Exists(), name)
+			}
+			for range 5 {
+				ends(f.endLocked, 2*calm)
+			}
+			require.Empty(t, f.requests("leases"), "the watch has told of it, and goes on: etcd was not restored")
+			ends(func(was clientv3.LeaseID) { f.endWatchesLocked(); f.endLocked(was) }, 2*calm)
+			require.Len(t, f.requests("leases"), 1, "nobody knows what has come between")
+			ends(func(was clientv3.LeaseID) {
+				watches := f.watches
+				f.watches = nil
+				f.endLocked(was)
+				f.watches = watches
+			}, 2*fakeAuditEvery)
+			require.Len(t, f.requests("leases"), 2, "a read has told of it, and nobody why it was so")
+			p.Stop()
+		})
+	}
+}
+
 func TestALeaseThatCannotBeRevokedHoldsNoOtherUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, f *fakeEtcd) {
 		p := f.aged()

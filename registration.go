@@ -40,11 +40,11 @@ type registration struct {
 	// none.
 	accepted, refused string
 	refusal           error
-	// seen is what etcd held when it was last read or written, at revision rev. fresh means that it was told just now, so
-	// that it need not be read.
-	seen  etcd.Entry
-	rev   int64
-	fresh bool
+	// seen is what etcd held when it was last read or written, or the watch told of it, at revision rev. told means that an
+	// event did, and fresh that it is known just now, so that it need not be read.
+	seen        etcd.Entry
+	rev         int64
+	told, fresh bool
 	// settled means that a reconcile has succeeded, and that nothing is held since.
 	settled bool
 	// conflict means that the key is left to another instance, contested that one has held it since it was put last.
@@ -128,6 +128,11 @@ func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, erro
 	return ours, err
 }
 
+// sawItsEnd implements leaseholder: the watch has told that the key went, and goes on, as none does through a restore.
+func (r *registration) sawItsEnd() bool {
+	return r.told && !r.seen.Exists() && r.isWatching()
+}
+
 // reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
 // takeover it puts over whatever is there; without, it leaves the key to another instance that holds it, and notes that in
 // conflict.
@@ -146,6 +151,9 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 		}
 		switch err := r.secureKey(ctx, takeover, kept); {
 		case err == nil:
+			if !r.isWatching() {
+				r.unwatch() // what has come since it ended is known
+			}
 			r.settled = true
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -226,7 +234,7 @@ func (r *registration) noteRev(rev int64) {
 		r.signs.wentBack = true
 		r.unwatch() // what it tells is of another past
 	}
-	r.rev = rev
+	r.rev, r.told = rev, false
 }
 
 // putUnread puts the key for an account that may write it but not read it: the key cannot be compared then, so each
@@ -347,14 +355,6 @@ func (r *registration) isOfAnother(id clientv3.LeaseID) bool {
 // isToBeLeft reports whether the key is another instance's, or was and must not be taken back yet.
 func (r *registration) isToBeLeft() bool {
 	return r.isAnothers() || r.contested && r.fights.untilNext(r.seen.Exists()) > 0
-}
-
-// unwatch ends the watch, if there is one.
-func (r *registration) unwatch() {
-	if r.watch != nil {
-		r.watch.Cancel()
-		r.watch = nil
-	}
 }
 
 // withdraw revokes all leases of ours, and the key with them. Deleting the key instead would let a late put bring it

@@ -121,15 +121,9 @@ func (k *key) Tell(now etcd.Entry, rev int64) {
 	defer k.mu.Unlock()
 	if rev > k.rev {
 		k.another = false
-		k.learnLocked(now, rev)
+		k.written, k.rev = now.Rev, rev
+		k.user.Tell(now, rev) // under the lock, so that watch and audit tell it in turn
 	}
-}
-
-// learnLocked takes what the key is at a later revision, and tells it. The lock is held, so that watch and audit tell it in
-// turn.
-func (k *key) learnLocked(now etcd.Entry, rev int64) {
-	k.written, k.rev = now.Rev, rev
-	k.user.Tell(now, rev)
 }
 
 // End implements stream.Listener. A watch that the account may not have is asked for again once the key can be read.
@@ -156,7 +150,8 @@ func (k *key) found(now etcd.Entry, rev int64) {
 	switch {
 	case rev < k.rev:
 	case now.Rev != k.written:
-		k.learnLocked(now, rev)
+		k.written, k.rev = now.Rev, rev
+		k.user.Found(now, rev)
 	default:
 		k.rev = rev
 	}

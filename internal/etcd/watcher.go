@@ -30,6 +30,8 @@ type Change struct {
 	Now  Entry
 	Rev  int64            // of the change, also where the key is not there any more
 	Held clientv3.LeaseID // the lease of the last put
+	// Read means that no event told it: the key was read.
+	Read bool
 }
 
 // Cancel ends the watch; its user listens no more.
@@ -51,10 +53,15 @@ func (w *Watcher) HasEnded() bool {
 	return w.err != nil
 }
 
-// Tell notes a change of the key, made at revision rev.
-func (w *Watcher) Tell(now Entry, rev int64) {
+// Tell notes a change of the key that an event has told, made at revision rev.
+func (w *Watcher) Tell(now Entry, rev int64) { w.note(now, rev, false) }
+
+// Found notes that the key was read at revision rev, and has changed.
+func (w *Watcher) Found(now Entry, rev int64) { w.note(now, rev, true) }
+
+func (w *Watcher) note(now Entry, rev int64, read bool) {
 	w.mu.Lock()
-	w.last.Now, w.last.Rev, w.news = now, rev, true
+	w.last.Now, w.last.Rev, w.last.Read, w.news = now, rev, read, true
 	if now.Exists() {
 		w.last.Held = now.Lease
 	}
