@@ -16,15 +16,18 @@ var (
 	errValueUpdated = errors.New("the value was updated")
 )
 
-// hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. The watch outlives
-// the doubt, and goes on where it was.
+// hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
+// the doubt whether the value is the latest. Of any other it tells no more, and is replaced by the next hold: until then it
+// shows whether etcd goes on.
 func (r *registration) hold(ctx context.Context) error {
 	r.settled = false
 	r.watchKey()
 	if !r.leases.isClean() { // now that the key is on another
 		defer r.leases.sweepBeside(ctx)()
 	}
-	return r.untilDoubt(ctx)
+	doubt := r.untilDoubt(ctx)
+	r.spent = !errors.Is(doubt, errValueUpdated)
+	return doubt
 }
 
 // rests reports whether there is nothing to do but to hold the key.
@@ -62,8 +65,11 @@ func (r *registration) look() error {
 	return nil
 }
 
-// watchKey watches the key, from what was read or written last. A watch that there is goes on.
+// watchKey watches the key, from what was read or written last. A watch that there is goes on, unless it is spent.
 func (r *registration) watchKey() {
+	if r.spent {
+		r.unwatch()
+	}
 	if r.watch == nil {
 		r.watch = r.store.Watch(r.key, r.seen, r.rev, r.bell)
 	}
@@ -76,8 +82,8 @@ func (r *registration) isWatching() bool { return r.watch != nil && !r.watch.Has
 func (r *registration) unwatch() {
 	if r.watch != nil {
 		r.watch.Cancel()
-		r.watch = nil
 	}
+	r.watch, r.spent = nil, false
 }
 
 // untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back; nil

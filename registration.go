@@ -51,6 +51,7 @@ type registration struct {
 	conflict, contested bool
 	fights              fights
 	watch               *etcd.Watcher // of the key, nil where there is none
+	spent               bool          // whether it is to be replaced
 
 	// puts counts the writes of a key that was missing or wrong.
 	puts  int
@@ -128,7 +129,8 @@ func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, erro
 	return ours, err
 }
 
-// sawItsEnd implements leaseholder: the watch has told that the key went, and goes on, as none does through a restore.
+// sawItsEnd implements leaseholder: the watch has told that the key went, and goes on, as none does through a restore but
+// behind a proxy, and that would have to come between the two.
 func (r *registration) sawItsEnd() bool {
 	return r.told && !r.seen.Exists() && r.isWatching()
 }
@@ -151,9 +153,6 @@ func (r *registration) reconcile(ctx context.Context, takeover bool) error {
 		}
 		switch err := r.secureKey(ctx, takeover, kept); {
 		case err == nil:
-			if !r.isWatching() {
-				r.unwatch() // what has come since it ended is known
-			}
 			r.settled = true
 			return nil
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -201,7 +200,7 @@ func (r *registration) secureKey(ctx context.Context, takeover, kept bool) error
 		return r.put(ctx)
 	}
 	if !kept {
-		r.seen = etcd.Entry{} // most likely gone with its lease; putOver tells if not
+		r.seen, r.told = etcd.Entry{}, false // most likely gone with its lease; putOver tells if not
 	} else if !fresh {
 		if err := r.read(ctx); err != nil {
 			return r.putUnread(ctx, err)
@@ -366,7 +365,7 @@ func (r *registration) withdraw(ctx context.Context) error {
 	if err := r.leases.sweep(ctx); err != nil {
 		return r.failed("revoke the lease of", err)
 	}
-	r.seen, r.fresh, r.conflict, r.contested = etcd.Entry{}, false, false, false
+	r.seen, r.told, r.fresh, r.conflict, r.contested = etcd.Entry{}, false, false, false, false
 	r.signs, r.leases.ended = signs{}, false
 	return nil
 }
