@@ -38,7 +38,7 @@ type server struct {
 	hangs   func(token, key string) bool // whether a call with this token, for this key, gets no answer; nil where none does
 	delay   time.Duration                // of each answer
 	back    bool                         // whether it was restored
-	look    func() error                 // answers to who asks for that; nil where nothing is in the way
+	look    func(context.Context) error  // answers to who asks for that; nil where nothing is in the way
 	looked  int                          // how often it was asked for that
 	calls   []string                     // the tokens of those that were answered
 	keys    map[string]int               // how many calls came for each key
@@ -79,7 +79,7 @@ func (e *server) Txn(ctx context.Context, _ *pb.TxnRequest) (*pb.TxnResponse, er
 	look := e.look
 	e.mu.Unlock()
 	if look != nil {
-		if err := look(); err != nil {
+		if err := look(ctx); err != nil {
 			return nil, err
 		}
 	}

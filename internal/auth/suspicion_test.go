@@ -198,14 +198,14 @@ func TestStreamsThatWereLostCostOneLookAtEtcd(t *testing.T) {
 
 func TestALookAtEtcdThatFailsIsMadeAgain(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		e := &server{look: func() error { return rpctypes.ErrGRPCNoLeader }}
+		e := &server{look: func(context.Context) error { return rpctypes.ErrGRPCNoLeader }}
 		c := connect(t, e, testLogin, "known")
 		for want := range 3 {
 			require.NoError(t, c.get(t.Context()))
 			synctest.Wait()
 			require.Equal(t, want+1, e.looks())
 		}
-		e.set(func() { e.look = func() error { return rpctypes.ErrGRPCUserEmpty } }) // it answers no one who has no token
+		e.set(func() { e.look = func(context.Context) error { return rpctypes.ErrGRPCUserEmpty } }) // it answers no one who has no token
 		for range 3 {
 			require.NoError(t, c.get(t.Context()))
 			synctest.Wait()
@@ -217,7 +217,7 @@ func TestALookAtEtcdThatFailsIsMadeAgain(t *testing.T) {
 
 func TestOneLookAtEtcdIsUnderWayAtATime(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
-		e := &server{look: func() error { time.Sleep(time.Minute); return nil }}
+		e := &server{look: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }} // it has no answer
 		c := connect(t, e, testLogin, "known")
 		for range 5 {
 			e.lose(t, c.renewing(t), c.renewing(t))
