@@ -75,9 +75,6 @@ func (r *registration) watchKey() {
 	}
 }
 
-// isWatching reports whether there is a watch that has not ended by itself.
-func (r *registration) isWatching() bool { return r.watch != nil && !r.watch.HasEnded() }
-
 // unwatch ends the watch, if there is one.
 func (r *registration) unwatch() {
 	if r.watch != nil {

@@ -132,7 +132,7 @@ func (r *registration) findLeases(ctx context.Context) ([]clientv3.LeaseID, erro
 // sawItsEnd implements leaseholder: the watch has told that the key went, and goes on, as none does through a restore but
 // behind a proxy, and that would have to come between the two.
 func (r *registration) sawItsEnd() bool {
-	return r.told && !r.seen.Exists() && r.isWatching()
+	return r.told && !r.seen.Exists() && r.watch != nil && !r.watch.HasEnded()
 }
 
 // reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
