@@ -36,15 +36,10 @@ func bench(ctx context.Context, s settings, out, progress io.Writer) (err error)
 
 // round makes one trial of each kind, size and shape.
 func (s settings) round(ctx context.Context, round int, file, progress io.Writer) (results.Rows, error) {
-	fmt.Fprintf(progress, "round %d of %d: idle\n", round+1, s.rounds)
-	idle, err := idleUse(ctx, s.steady)
-	if err != nil {
-		return nil, fmt.Errorf("idle: %w", err)
-	}
 	var rows results.Rows
 	for _, what := range s.plan(round) {
 		fmt.Fprintf(progress, "round %d of %d: %s of %d, %s\n", round+1, s.rounds, what.Shape, what.Size, what.Kind)
-		t := trial{settings: s, idle: idle, row: what}
+		t := trial{settings: s, row: what}
 		row, err := t.run(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("%s of %d, %s: %w", what.Shape, what.Size, what.Kind, err)

@@ -13,48 +13,52 @@ type use struct {
 	process, etcd float64
 }
 
-// atRest watches a process and an etcd for so long.
-func atRest(ctx context.Context, process *child, etcd *server, steady time.Duration) (use, error) {
+// A pair is a process that registers and its etcd.
+type pair struct {
+	registrar *child
+	etcd      *server
+}
+
+// startPair returns a pair with nothing to do.
+func startPair(ctx context.Context) (p pair, err error) {
+	if p.etcd, err = startServer(ctx); err != nil {
+		return p, err
+	}
+	if p.registrar, err = start(ctx, registrarRole); err != nil {
+		p.etcd.end()
+	}
+	return p, err
+}
+
+func (p pair) end() {
+	p.registrar.end()
+	p.etcd.end()
+}
+
+func (p pair) cpus() (ofProcess, ofEtcd time.Duration, err error) {
+	if ofProcess, err = p.registrar.cpu(); err != nil {
+		return 0, 0, err
+	}
+	ofEtcd, err = p.etcd.cpu()
+	return ofProcess, ofEtcd, err
+}
+
+// watch returns what the pair uses in the time that wait takes.
+func (p pair) watch(wait func() error) (use, error) {
 	began := time.Now()
-	processBefore, etcdBefore, err := cpus(process, etcd)
+	processBefore, etcdBefore, err := p.cpus()
 	if err != nil {
 		return use{}, err
 	}
-	if err := pause(ctx, steady); err != nil {
+	if err := wait(); err != nil {
 		return use{}, err
 	}
-	processAfter, etcdAfter, err := cpus(process, etcd)
+	processAfter, etcdAfter, err := p.cpus()
 	lasted := time.Since(began)
 	return use{
 		process: percent(processAfter-processBefore, lasted),
 		etcd:    percent(etcdAfter-etcdBefore, lasted),
 	}, err
-}
-
-func cpus(process *child, etcd *server) (ofProcess, ofEtcd time.Duration, err error) {
-	if ofProcess, err = process.cpu(); err != nil {
-		return 0, 0, err
-	}
-	ofEtcd, err = etcd.cpu()
-	return ofProcess, ofEtcd, err
-}
-
-// idleUse is what a process of this program and an etcd use with nothing to do.
-func idleUse(ctx context.Context, steady time.Duration) (use, error) {
-	etcd, err := startServer(ctx)
-	if err != nil {
-		return use{}, err
-	}
-	defer etcd.end()
-	process, err := start(ctx, registrarRole)
-	if err != nil {
-		return use{}, err
-	}
-	defer process.end()
-	if err := pause(ctx, settling); err != nil {
-		return use{}, err
-	}
-	return atRest(ctx, process, etcd, steady)
 }
 
 // pause returns after d, or with ctx's error.

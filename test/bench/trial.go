@@ -22,27 +22,26 @@ const (
 // A trial is one run of one kind, from the first registration to what is left after the last.
 type trial struct {
 	settings settings
-	idle     use
 
-	etcd      *server
-	registrar *child
-	admin     *clientv3.Client // beside the registrations, and silent while etcd is measured
+	pair
+	idle  pair             // beside it, on the same machine at the same time
+	admin *clientv3.Client // beside the registrations, and silent while etcd is measured
 
 	before  Footprint
 	settled metrics     // a moment after the last registration
 	row     results.Row // its first fields say what is tried; each step fills in what it finds
 }
 
-// run makes the trial with a process and an etcd of its own, and returns its row.
+// run makes the trial with pairs of its own, and returns its row.
 func (t *trial) run(ctx context.Context) (row results.Row, err error) {
-	if t.etcd, err = startServer(ctx); err != nil {
+	if t.idle, err = startPair(ctx); err != nil {
 		return row, err
 	}
-	defer t.etcd.end()
-	if t.registrar, err = start(ctx, registrarRole); err != nil {
+	defer t.idle.end()
+	if t.pair, err = startPair(ctx); err != nil {
 		return row, err
 	}
-	defer t.registrar.end()
+	defer t.end()
 	t.admin, err = clientv3.New(clientv3.Config{Endpoints: []string{t.etcd.endpoint}, Logger: zap.NewNop()})
 	if err != nil {
 		return row, err
@@ -84,7 +83,11 @@ func (t *trial) register(ctx context.Context) error {
 
 func (t *trial) rest(ctx context.Context) error {
 	began := time.Now()
-	used, err := atRest(ctx, t.registrar, t.etcd, t.settings.steady)
+	var used use
+	idle, err := t.idle.watch(func() (err error) {
+		used, err = t.watch(func() error { return pause(ctx, t.settings.steady) })
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -94,9 +97,9 @@ func (t *trial) rest(ctx context.Context) error {
 	}
 	aSecond := after.since(t.settled, time.Since(began).Seconds())
 	t.row.KeepalivesPerS, t.row.RangesPerS = aSecond["LeaseKeepAlive"], aSecond["Range"]
-	t.row.IdleCPUPercent, t.row.IdleEtcdCPUPercent = t.idle.process, t.idle.etcd
-	t.row.RestCPUPercent = used.process - t.idle.process
-	t.row.RestEtcdCPUPercent = used.etcd - t.idle.etcd
+	t.row.IdleCPUPercent, t.row.IdleEtcdCPUPercent = idle.process, idle.etcd
+	t.row.RestCPUPercent = used.process - idle.process
+	t.row.RestEtcdCPUPercent = used.etcd - idle.etcd
 	return nil
 }
 
