@@ -90,17 +90,6 @@ func (l *ledger) fail(s *start, why error, left *WithdrawError) {
 	l.answerLocked(s, why)
 }
 
-// endHealthLocked ends the health checks, and forgets what they have told.
-func (l *ledger) endHealthLocked() {
-	if l.endHealth != nil {
-		l.endHealth()
-		l.endHealth = nil
-	}
-	if l.wish.illness != nil {
-		l.wish.clearIll()
-	}
-}
-
 // stillLeft notes why what a KeepAlive has left is not withdrawn yet, and tells where that was asked for since.
 func (l *ledger) stillLeft(why error) {
 	l.mu.Lock()

@@ -43,13 +43,6 @@ func (l *ledger) unsettledLocked(ctx context.Context, call string, err error) er
 	return fmt.Errorf("%w: %w", late, err)
 }
 
-// drain is the time that callers are given to notice that the key is gone.
-type drain struct {
-	d     time.Duration
-	found bool      // whether callers may have found the key since it was withdrawn last
-	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
-}
-
 // drainLocked waits until callers have noticed that the key is gone, unless ctx is done first, or it is over.
 func (l *ledger) drainLocked(ctx context.Context, over func() bool) {
 	if l.drain == nil || l.drain.gone.IsZero() {

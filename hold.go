@@ -9,13 +9,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// Why hold ends: each is a doubt that reconcile settles.
-var (
-	errKeyChanged   = errors.New("the key was changed")
-	errKeyGone      = errors.New("the key was deleted")
-	errValueUpdated = errors.New("the value was updated")
-)
-
 // hold keeps watch over the key and its lease, until ctx is done or there is a doubt, which it returns. A watch outlives
 // the doubt whether the value is the latest. Of any other it tells no more, and is replaced by the next hold: until then it
 // shows whether etcd goes on.

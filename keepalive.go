@@ -8,7 +8,6 @@ import (
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 const (
@@ -307,7 +306,7 @@ func (k *keeper) reconcile(ctx context.Context, r *registration) error {
 	}
 	k.counters.registrations += int64(r.puts - puts)
 	if err != nil && isCutShort(ctx) {
-		k.counters.lose(r.causeOfLoss(k.doubt, nil))
+		k.counters.lose(r.signs.causeOfLoss(r.leases.ended, k.doubt, nil))
 		return err
 	}
 	k.countLossLocked(r, r.puts > puts, err)
@@ -331,7 +330,7 @@ func (k *keeper) countLossLocked(r *registration, put bool, err error) {
 	case r.conflict && err == nil:
 		k.counters.lose(CauseKeyChanged)
 	case put || err != nil:
-		k.counters.lose(r.causeOfLoss(k.doubt, err))
+		k.counters.lose(r.signs.causeOfLoss(r.leases.ended, k.doubt, err))
 	}
 }
 
@@ -347,11 +346,6 @@ func (k *keeper) hold(ctx context.Context, r *registration) (doubt error) {
 		k.lost(doubt)
 	}
 	return doubt
-}
-
-// isLoss reports whether a doubt means that the key is not there, or not right. The rest may turn out well.
-func isLoss(doubt error) bool {
-	return errors.Is(doubt, errKeyGone) || errors.Is(doubt, errKeyChanged) || errors.Is(doubt, rpctypes.ErrLeaseNotFound)
 }
 
 // stayWithdrawn withdraws the key and keeps it so, until ctx is done.

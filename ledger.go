@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"net"
-	"strconv"
 	"sync"
 	"time"
 
@@ -54,6 +52,13 @@ func newStart(bound context.Context) *start {
 	return &start{bound: bound, answered: newLatch()}
 }
 
+// drain is the time that callers are given to notice that the key is gone.
+type drain struct {
+	d     time.Duration
+	found bool      // whether callers may have found the key since it was withdrawn last
+	gone  time.Time // when a key that they may have found was withdrawn last, zero where none was
+}
+
 // newLedger returns the ledger of a Publisher whose full key may be known already.
 func newLedger(prefix, key, value string, t *teller) *ledger {
 	return &ledger{
@@ -85,6 +90,30 @@ func (l *ledger) snapshot() Status {
 	return s
 }
 
+// stats is the Stats of now.
+func (l *ledger) stats() Stats {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := Stats{
+		Registrations:    int(l.counters.registrations),
+		Attempts:         int(l.counters.attempts),
+		Failures:         int(l.counters.failures),
+		Conflicts:        int(l.counters.conflicts),
+		Losses:           map[Cause]int{},
+		LastRegistration: l.counters.lastTook,
+	}
+	for cause := CauseLeaseEnded; int(cause) < len(causeNames); cause++ {
+		s.Losses[cause] = int(l.counters.losses[cause])
+	}
+	switch {
+	case l.held != nil:
+		s.LastRenewal = l.held.Asked()
+	case l.counters.renewed != 0:
+		s.LastRenewal = time.Unix(0, l.counters.renewed)
+	}
+	return s
+}
+
 // warnOfValueLocked tells once that nobody can call the address that is published.
 func (l *ledger) warnOfValueLocked() {
 	if !l.warned && isNowhere(l.wish.value) {
@@ -92,18 +121,6 @@ func (l *ledger) warnOfValueLocked() {
 		l.teller.warnAside("discov: the value is an address that others cannot call", "key", l.prefix, "value", l.wish.value)
 	}
 }
-
-// isNowhere reports whether a value is an address to listen on, not one to call: ":8080", "0.0.0.0:8080" or "[::]:8080".
-func isNowhere(value string) bool {
-	host, port, err := net.SplitHostPort(value)
-	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
-		return false
-	}
-	ip := net.ParseIP(host)
-	return host == "" || ip != nil && ip.IsUnspecified()
-}
-
-// What follows is for both.
 
 // undrawn hears of a change of state, from one to another, that the diagram lacks. That is a bug: tests fail on it.
 var undrawn = func(_, _ State) {}
@@ -144,129 +161,11 @@ func (l *ledger) noteErrorLocked(err error) {
 // wakeLocked wakes the calls that wait, since something has changed.
 func (l *ledger) wakeLocked() { l.changed.wake() }
 
-// What follows is for the goroutine.
-
-func (l *ledger) enter(to State, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.enterLocked(to, err)
-}
-
-// heed returns what the user wants, and the latch that is set when that is something else. From then on etcd may have
-// something of ours, if that is to publish.
-func (l *ledger) heed() (want, latch) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.heedLocked()
-}
-
-func (l *ledger) heedLocked() (want, latch) {
-	now, latch := l.wish.now()
-	if now == wantPublished {
-		l.withdrawn = false
-	}
-	return now, latch
-}
-
-// isWanted reports whether the user wants the key published.
-func (l *ledger) isWanted() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	want, _ := l.wish.now()
-	return want == wantPublished
-}
-
-// tryFirst heeds for a try of a first registration, which cut ends once the user wants something else.
-func (l *ledger) tryFirst(cut func()) (want, latch) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.cut = cut
-	return l.heedLocked()
-}
-
 // cutLocked ends the try of a first registration that is under way. The goroutine hears by its latch why.
 func (l *ledger) cutLocked() {
 	if l.cut != nil {
 		l.cut()
 		l.cut = nil
-	}
-}
-
-// beginTry notes that what is new is being dealt with, and returns whether the user has decided to publish since the key was
-// put last.
-func (l *ledger) beginTry() (takeover bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch l.status.State {
-	case StateIdle, StatePaused, StateUnhealthy, StateWithdrawing:
-		l.enterLocked(StateRegistering, nil)
-	}
-	l.wish.clearNews()
-	l.counters.attempts++
-	l.counters.begin()
-	return l.wish.takeover
-}
-
-// latest takes the value that the user wants. What else is new is left for the next try.
-func (l *ledger) latest() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.taken = l.wish.updates
-	if l.drain != nil {
-		l.drain.found = true // about to be
-	}
-	return l.wish.value
-}
-
-// outdated reports whether the user wants another value than the one that was taken.
-func (l *ledger) outdated() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.taken != l.wish.updates
-}
-
-// isNew reports whether there is a value, or a decision, that the goroutine has not taken.
-func (l *ledger) isNew() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.wish.isNew
-}
-
-// publishedLocked notes that etcd holds the value that was taken, or refused it with an error and holds the one before.
-func (l *ledger) publishedLocked(takeover bool, refusal error) {
-	l.wish.takeover = l.wish.takeover && !takeover
-	if refusal == nil {
-		l.published = l.taken
-	} else {
-		l.rejected = l.taken
-	}
-	l.enterLocked(StatePublished, refusal)
-}
-
-// conflictLocked tells of a conflict once, when it begins, and when it changes.
-func (l *ledger) conflictLocked(err error) {
-	if l.status.State != StateConflict || l.status.Err == nil || l.status.Err.Error() != err.Error() {
-		l.enterLocked(StateConflict, err)
-	}
-}
-
-// lost notes that the key is not there, or not right.
-func (l *ledger) lost(why error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.status.State == StatePublished {
-		l.enterLocked(StateRegistering, why)
-	}
-}
-
-// noteLease notes a lease that was granted or, where it is nil, that the one before was lost.
-func (l *ledger) noteLease(held *etcd.Keepalive) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.holdLocked(held)
-	l.status.Lease, l.status.TTL, l.status.Until = 0, 0, time.Time{}
-	if held != nil {
-		l.status.Lease, l.status.TTL = held.ID, held.TTL
 	}
 }
 
@@ -276,26 +175,6 @@ func (l *ledger) holdLocked(held *etcd.Keepalive) {
 		l.counters.renewed = l.held.Asked().UnixNano()
 	}
 	l.held = held
-}
-
-// noteUnconnected notes that a start in the background has no client yet.
-func (l *ledger) noteUnconnected(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch now, _ := l.wish.now(); now {
-	case wantPublished:
-		l.enterLocked(StateRegistering, err)
-	case wantWithheld:
-		l.restLocked(err)
-	case wantStopped: // which may be why
-	}
-}
-
-// rest notes that the key is withdrawn, and stays so.
-func (l *ledger) rest() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.restLocked(nil)
 }
 
 // restLocked enters the state of a key that is withheld, with a failure that there may be, or else the health check's.
@@ -316,34 +195,6 @@ func (l *ledger) enterUnhealthyLocked(err error) {
 	}
 }
 
-func (l *ledger) isAtRestLocked() bool {
-	return l.status.State == StatePaused || l.status.State == StateUnhealthy
-}
-
-// withdrawing notes that the key is to go, which it does by itself at the time that is given, and why it has not.
-func (l *ledger) withdrawing(gone time.Time, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.withdrawn:
-		return
-	case l.isAtRestLocked(): // a Resume was taken back before anything was begun
-		if err != nil {
-			l.noteErrorLocked(err)
-		}
-		return
-	}
-	l.holdLocked(nil)
-	l.status.Until = gone
-	l.enterLocked(StateWithdrawing, err)
-}
-
-func (l *ledger) noteWithdrawn() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.clearLeaseLocked()
-}
-
 // clearLeaseLocked notes that no lease of ours can be left.
 func (l *ledger) clearLeaseLocked() {
 	l.withdrawn = true
@@ -354,22 +205,15 @@ func (l *ledger) clearLeaseLocked() {
 	}
 }
 
-// withdrawError is the error for a key that could not be withdrawn, and goes by itself at the time that is given.
-func (l *ledger) withdrawError(gone time.Time, err error) *WithdrawError {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return newWithdrawError(l.nameLocked(), gone, err)
-}
-
-// finish ends the goroutine's part after Stop, with what could not be withdrawn.
-func (l *ledger) finish(left error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.endHealthLocked()
-	if l.running, l.outcome = false, left; left == nil {
-		l.clearLeaseLocked()
+// endHealthLocked ends the health checks, and forgets what they have told.
+func (l *ledger) endHealthLocked() {
+	if l.endHealth != nil {
+		l.endHealth()
+		l.endHealth = nil
 	}
-	l.finishStopLocked()
+	if l.wish.illness != nil {
+		l.wish.clearIll()
+	}
 }
 
 func (l *ledger) finishStopLocked() {

@@ -20,9 +20,6 @@ const (
 	calm = time.Second
 )
 
-// errStillChanging ends a reconcile under which the key, its value or its lease changed each time.
-var errStillChanging = errors.New("it keeps being changed")
-
 // registration is a key on a lease. Only the Publisher's goroutine touches it.
 type registration struct {
 	store  store

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strconv"
 	"time"
@@ -222,4 +223,14 @@ func checkAccount(account auth.Login, user, password string) error {
 		return fmt.Errorf("user %q or its password is not UTF-8, which etcd wants", account.User)
 	}
 	return nil
+}
+
+// isNowhere reports whether a value is an address to listen on, not one to call: ":8080", "0.0.0.0:8080" or "[::]:8080".
+func isNowhere(value string) bool {
+	host, port, err := net.SplitHostPort(value)
+	if _, portErr := strconv.ParseUint(port, 10, 16); err != nil || portErr != nil {
+		return false
+	}
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
