@@ -58,24 +58,6 @@ func (r *registration) look() error {
 	return nil
 }
 
-// watchKey watches the key, from what was read or written last. A watch that there is goes on, unless it is spent.
-func (r *registration) watchKey() {
-	if r.spent {
-		r.unwatch()
-	}
-	if r.watch == nil {
-		r.watch = r.store.Watch(r.key, r.seen, r.rev, r.bell)
-	}
-}
-
-// unwatch ends the watch, if there is one.
-func (r *registration) unwatch() {
-	if r.watch != nil {
-		r.watch.Cancel()
-	}
-	r.watch, r.spent = nil, false
-}
-
 // untilFree returns a channel on which it comes when a key that is free, but was another instance's, may be taken back; nil
 // where there is none.
 func (r *registration) untilFree() <-chan time.Time {

@@ -93,8 +93,8 @@ type leaseholder interface {
 	// sawItsEnd reports whether the lease held has ended as leases do, with its key; where nobody has seen that, etcd may
 	// have been restored.
 	sawItsEnd() bool
-	// holdsLease hears of another lease held, before it is kept alive; nil where there is none any more.
-	holdsLease(held *etcd.Keepalive)
+	// noteLease hears of another lease held, before it is kept alive; nil where there is none any more.
+	noteLease(held *etcd.Keepalive)
 }
 
 // secure makes sure that a lease is held: grants one where there is none, and renews it where its time is up. It returns
@@ -131,7 +131,7 @@ func (ls *leases) grant(ctx context.Context) error {
 		return err
 	}
 	ls.held, ls.ttl = lease, max(ls.ttl, lease.TTL)
-	ls.of.holdsLease(lease)
+	ls.of.noteLease(lease)
 	ls.store.KeepAlive(lease)
 	return nil
 }
@@ -155,7 +155,7 @@ func (ls *leases) lose() {
 	if !ls.of.sawItsEnd() {
 		ls.suspicions++
 	}
-	ls.of.holdsLease(nil)
+	ls.of.noteLease(nil)
 }
 
 // discard makes the lease held a former one.

@@ -63,15 +63,10 @@ import (
 // that is gone returns to idle.
 type Publisher struct {
 	made sync.Once // by NewPublisher, or by the first call on a zero Publisher
-	*ledger
+	starter
 
-	endpoints []string
-	opts      options
-
-	checks chan struct{} // of health checks that are under way, one at most
 	// unfollow ends the tie to WithContext's context.
 	unfollow func() bool
-	connect  func(bound, stop context.Context) (connected, error) // for the goroutine
 }
 
 // NewPublisher returns a Publisher that publishes value at <key>/<lease ID>, or at <key>/<id> with [WithId]. The endpoints
