@@ -10,19 +10,6 @@ import (
 	"github.com/discov-go/discov/internal/etcd"
 )
 
-const (
-	// A first registration that fails leaves this share of its bound to the clean-up.
-	cleanUpShare = 10
-	// cleanUpAtLeast is what the clean-up gets when the caller has given up.
-	cleanUpAtLeast = 50 * time.Millisecond
-	// connectAtOnce is how long a start in the background waits for its client, to return why none can be made.
-	connectAtOnce = 50 * time.Millisecond
-	// tooLargeAgain is when a value that is too large for etcd is sent again: its limit may have been raised.
-	tooLargeAgain = time.Minute
-	// A key that is put in doubt quickDoubts times in a row, each within calm of the one before, is mended with pauses.
-	quickDoubts = 10
-)
-
 // keeper is the goroutine of a started Publisher. It makes etcd equal to what the user wants.
 type keeper struct {
 	*ledger

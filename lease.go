@@ -16,16 +16,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-const (
-	// strayLeases is how many leases that were asked for without an answer there may be when another one is asked for.
-	strayLeases = 2
-	// familySize is how many lease IDs a Publisher has: its last digits count them, the other fifteen are drawn by lot.
-	familySize = 10_000
-	// recentLeases is how many IDs are tried where it cannot be found out which of them etcd has.
-	recentLeases = 16
-	// sweepEvery is when to try again to revoke what is left.
-	sweepEvery = 3 * time.Second
-)
+// familySize is how many lease IDs a Publisher has: its last digits count them, the other fifteen are drawn by lot.
+const familySize = 10_000
 
 // family is the lease IDs of one Publisher. All have nineteen digits, of which the first fifteen are the same, so that one
 // read of the keys that begin with them finds all that were ever put under a lease ID, without a memory: also those that a
@@ -78,7 +70,7 @@ type leases struct {
 	family *family
 	ttl    time.Duration   // to ask for, or what was granted, where that was more
 	held   *etcd.Keepalive // nil where there is none
-	ended  bool            // whether one that was held has ended, since this was asked last
+	ended  bool            // whether one that was held has ended, since the key was there last
 	former []formerLease
 	// suspicions counts the reasons to think that etcd has a lease of ours that is neither: it was restored, or may have
 	// been.
@@ -118,7 +110,8 @@ func (ls *leases) grant(ctx context.Context) error {
 	if err := ls.store.Ready(ctx); err != nil {
 		return err
 	}
-	if strays := ls.straysLeft(); len(strays) >= strayLeases {
+	ls.forgetStrays()
+	if strays := ls.strays(); len(strays) >= strayLeases {
 		if err := ls.revoke(ctx, strays); err != nil {
 			return err
 		}
@@ -136,10 +129,14 @@ func (ls *leases) grant(ctx context.Context) error {
 	return nil
 }
 
-// straysLeft forgets the strays that have ended by now, and returns the others.
-func (ls *leases) straysLeft() (strays []formerLease) {
+// forgetStrays forgets the strays that have ended by now.
+func (ls *leases) forgetStrays() {
 	now := time.Now()
 	ls.former = slices.DeleteFunc(ls.former, func(one formerLease) bool { return one.stray && now.After(one.gone) })
+}
+
+// strays returns the former leases that etcd may grant yet, or may have.
+func (ls *leases) strays() (strays []formerLease) {
 	for _, one := range ls.former {
 		if one.stray {
 			strays = append(strays, one)

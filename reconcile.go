@@ -10,13 +10,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-const (
-	// reconcileRounds bounds the writes, values and leases that may change under one reconcile.
-	reconcileRounds = 5
-	// What happens within calm of the time before is dealt with in pauses.
-	calm = time.Second
-)
-
 // reconcile makes etcd hold the key with the latest value under a lease of ours, and changes nothing that is right. With
 // takeover it puts over whatever is there; without, it leaves the key to another instance that holds it, and notes that in
 // conflict.

@@ -16,20 +16,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-const (
-	// defaultTTL is go-zero's: long enough for a restart of etcd, short enough for callers of a process that died.
-	defaultTTL = 10 * time.Second
-	// maxTTL is etcd's MaxLeaseTTL, in seconds.
-	maxTTL = 9_000_000_000
-	// defaultTimeout bounds a call of the user's.
-	defaultTimeout = 5 * time.Second
-	// minTimeout leaves room for a connection, a grant and a put on one network.
-	minTimeout = 100 * time.Millisecond
-	// mostTTLs bounds a timeout by the TTL. A timeout is to be five round trips, or eight with TLS or an account, and half of
-	// it is for one request: over a link for which it has to be more than ten TTLs, a round trip takes longer than the TTL,
-	// and no lease can be kept.
-	mostTTLs = 10
-)
+// maxTTL is etcd's MaxLeaseTTL, in seconds.
+const maxTTL = 9_000_000_000
 
 // options is what the PubOptions set; nobody writes it after NewPublisher. It stands apart from them, so that those who
 // read it need not know the Publisher.

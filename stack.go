@@ -2,9 +2,6 @@ package discov
 
 import "runtime"
 
-// requestStack is about what a request needs of a stack, which is 8 KB then.
-const requestStack = 5 << 10
-
 // growStack grows the goroutine's stack to what a request needs (because: where it grew on the way, it was copied twice with
 // some thirty frames on it, a twelfth of the CPU time of a burst of registrations).
 //

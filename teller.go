@@ -7,20 +7,6 @@ import (
 	"time"
 )
 
-const (
-	// eventsKept bounds the events that wait for a slow observer.
-	eventsKept = 256
-	// An observer or a logger that takes longer than slowObserver is a line in the log.
-	slowObserver = time.Second
-	// An outage is in the log when it begins and ends, and meanwhile after firstReminder, then less and less often, until every
-	// reminders: ten lines in the first hour.
-	firstReminder = time.Minute
-	reminders     = 10 * time.Minute
-	// The lines of trouble of all Publishers on one connection: this many at once, then one for each linesRefill.
-	linesBurst  = 20
-	linesRefill = time.Minute
-)
-
 // quota bounds the lines of trouble in the log: a thousand Publishers lose their leases all at once.
 type quota struct {
 	mu         sync.Mutex

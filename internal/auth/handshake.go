@@ -65,9 +65,6 @@ type alertConn struct {
 	net.Conn
 }
 
-// alertWait is how long to wait for an alert, which is there already if there is one.
-const alertWait = 20 * time.Millisecond
-
 func (c *alertConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if err == nil || c.SetReadDeadline(time.Now().Add(alertWait)) != nil {

@@ -31,7 +31,7 @@ func newToken(text string) *token {
 	return t
 }
 
-// question is the key, in a context, of a call that finds out about the token or the connection. Its value says whether it
+// question is the key, in a context, of a call that finds out about the token or the connection. Its value tells whether it
 // is made with the token.
 type question struct{}
 

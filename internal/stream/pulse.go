@@ -28,7 +28,8 @@ func (p *Pulse) NoteAnswer() {
 }
 
 // NoteRoundTrip notes how long an answer took to a request made at began. A longer round trip counts at once, and half of
-// it is forgotten with each shorter one: after a stall of seconds, a request that died is not made again for as long.
+// it is forgotten with each shorter one: after a stall of seconds, a request that died is not made again for as long
+// (because: a stall of 3 s slowed that for half a minute).
 func (p *Pulse) NoteRoundTrip(began, ended time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -91,11 +91,16 @@ func (s *renewalStream) answer(one *renewal, now time.Time) {
 	s.drop(one)
 }
 
-// oldest returns the request that waits longest for an answer, nil where none does.
-func (s *renewalStream) oldest() *renewal {
+// trim forgets those that were sent first, as far as they are answered.
+func (s *renewalStream) trim() {
 	for len(s.sent) > 0 && s.sent[0].stream != s {
 		s.sent = s.sent[1:]
 	}
+}
+
+// oldest returns the request that waits longest for an answer, nil where none does.
+func (s *renewalStream) oldest() *renewal {
+	s.trim()
 	if len(s.sent) == 0 {
 		return nil
 	}
@@ -193,7 +198,7 @@ func (s *renewalStream) takeUnsent() (batch []*renewal) {
 		}
 	}
 	s.unsent = nil
-	s.oldest() // forgets those that were answered
+	s.trim()
 	s.sent = append(s.sent, batch...)
 	if len(batch) > 0 {
 		s.of.sentLocked()
