@@ -31,7 +31,7 @@ func Open(to Target) (*Conn, error) {
 	c.own = c.requester(Bounds{Call: auditTimeout, Patience: mostPatience, MaxPatience: auditTimeout / 2})
 	c.beats = newBeats(c.links)
 	c.keys = newKeys(c.links, &c.own)
-	c.history.wentBack, c.history.findOut = c.beats.wentBack, c.lookBack
+	c.history.wentBack, c.history.findOut = c.beats.wentBack, c.findOut
 	return c, nil
 }
 
@@ -57,11 +57,11 @@ func (c *Conn) requester(bounds Bounds) requester {
 	return requester{links: c.links, bounds: bounds}
 }
 
-// lookBack finds out for sure whether etcd went back.
-func (c *Conn) lookBack() {
+// findOut finds out for sure whether etcd went back.
+func (c *Conn) findOut() {
 	c.links.run(func() {
 		ctx, cancel := context.WithTimeout(c.links.ctx, auditTimeout)
 		defer cancel()
-		_ = c.own.lookBack(ctx) // what it tells is noted; where there is no answer, another is heard soon
+		_ = c.own.askRevision(ctx) // what it tells is noted; where there is no answer, another is heard soon
 	})
 }

@@ -73,9 +73,9 @@ func (h *history) heard(rev int64) {
 	}
 }
 
-// hasGoneBack asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one
+// compare asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one
 // than was known.
-func (h *history) hasGoneBack(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
+func (h *history) compare(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
 	known := h.latest()
 	if known == 0 {
 		return false, nil

@@ -77,7 +77,7 @@ func TestAnEtcdThatWentBackIsFoundOutByARenewal(t *testing.T) {
 		c := f.conn(t)
 		leases := keep(t, c, 3)
 		f.setRev(100, 0)
-		require.NoError(t, c.own.lookBack(t.Context()))
+		require.NoError(t, c.own.askRevision(t.Context()))
 		f.setRev(2, 0)
 		time.Sleep(testTTL / 2)
 		require.Equal(t, 3, toldWentBack(leases))
@@ -89,7 +89,7 @@ func TestAMemberThatLagsCostsOneQuestionASecondAndIsNoNews(t *testing.T) {
 		c := f.conn(t)
 		leases, user := keep(t, c, 1), c.Caller(usual)
 		f.setRev(100, 0)
-		require.NoError(t, c.own.lookBack(t.Context()))
+		require.NoError(t, c.own.askRevision(t.Context()))
 		f.setRev(101, 50)
 		f.forget()
 		const tenths = 100
@@ -124,7 +124,7 @@ func TestNoAnswerIsNoNewsOfEtcdsRevision(t *testing.T) {
 		c := f.conn(t)
 		leases := keep(t, c, 1)
 		f.setRev(100, 0)
-		require.NoError(t, c.own.lookBack(t.Context()))
+		require.NoError(t, c.own.askRevision(t.Context()))
 		f.setRev(101, 50)
 		f.meets(func(ctx context.Context, request any) error {
 			if _, ok := request.(*pb.TxnRequest); ok {
@@ -144,7 +144,7 @@ func TestAMemberThatLagsDoesNotSayByItselfThatEtcdWentBack(t *testing.T) {
 	behind := cluster.Followers()[0]
 	c := newConn(t, Target{}.To(behind.Endpoints()))
 	require.NoError(t, c.own.Ready(deadline(t, eventually)))
-	require.NoError(t, c.own.lookBack(deadline(t, eventually)))
+	require.NoError(t, c.own.askRevision(deadline(t, eventually)))
 	lease := newLease(1, testTTL)
 	c.beats.KeepAlive(lease)
 	defer c.beats.LetGo(lease)
@@ -154,7 +154,7 @@ func TestAMemberThatLagsDoesNotSayByItselfThatEtcdWentBack(t *testing.T) {
 	require.NoError(t, err)
 	c.history.note(0, put.Header.Revision) // as another link, to another member, would have told
 	// Until an election is due, it does not notice that it is alone.
-	require.Error(t, c.own.lookBack(deadline(t, 400*time.Millisecond)))
+	require.Error(t, c.own.askRevision(deadline(t, 400*time.Millisecond)))
 	require.Equal(t, put.Header.Revision, c.history.latest())
 	require.Zero(t, toldWentBack([]*etcd.Keepalive{lease}))
 }
@@ -167,9 +167,9 @@ func TestToLookBackNeedsNoPermissionAndChangesNothing(t *testing.T) {
 	require.NoError(t, err)
 	c := newConn(t, Target{Login: auth.Login{User: "maynot", Pass: "secret"}}.To(srv.Endpoints()))
 	for range 3 {
-		require.NoError(t, c.own.lookBack(deadline(t, eventually)))
+		require.NoError(t, c.own.askRevision(deadline(t, eventually)))
 	}
 	require.Equal(t, before.Header.Revision, c.history.latest())
 	srv.NoSpace(t)
-	require.NoError(t, c.own.lookBack(deadline(t, eventually)))
+	require.NoError(t, c.own.askRevision(deadline(t, eventually)))
 }

@@ -101,7 +101,7 @@ func (l *link) await(ctx context.Context) error {
 func (l *link) probe(ctx context.Context) bool {
 	ctx = auth.WithoutToken(ctx)
 	for again := backoff.New(); ctx.Err() == nil; again.Wait(ctx) {
-		if l.areAnswered(ctx, l.members()) {
+		if l.probeTimes(ctx, l.members()) {
 			return true
 		}
 	}
@@ -118,15 +118,15 @@ func (l *link) probeOnce(ctx context.Context, within time.Duration) (took time.D
 	defer cancel()
 	began := time.Now()
 	for again := backoff.New(); ctx.Err() == nil; again.Wait(ctx) {
-		if l.areAnswered(ctx, 1) {
+		if l.probeTimes(ctx, 1) {
 			return time.Since(began), true
 		}
 	}
 	return 0, false
 }
 
-// areAnswered reports whether all of n questions are answered.
-func (l *link) areAnswered(ctx context.Context, n int) bool {
+// probeTimes asks n things at once, and reports whether all are answered.
+func (l *link) probeTimes(ctx context.Context, n int) bool {
 	answers := make(chan bool, n)
 	for range n {
 		go func() {

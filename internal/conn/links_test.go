@@ -170,7 +170,7 @@ func TestAConnectionOverTheCallersClientLeavesNothingThere(t *testing.T) {
 	open := func() weak.Pointer[link] {
 		c, err := Open(Target{Client: client})
 		require.NoError(t, err)
-		require.NoError(t, c.own.lookBack(deadline(t, eventually)))
+		require.NoError(t, c.own.askRevision(deadline(t, eventually)))
 		c.Close()
 		return weak.Make(c.links.link())
 	}

@@ -3,38 +3,11 @@ package conn
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"time"
 
 	"github.com/discov-go/discov/internal/backoff"
 	"github.com/discov-go/discov/internal/etcd"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"go.etcd.io/etcd/api/v3/version"
 	"google.golang.org/grpc/metadata"
-)
-
-// Bounds are those of one user's requests.
-type Bounds struct {
-	// Call bounds one request. Zero lets each have all the time that its context has: over a slow network, a first
-	// registration has none for a second try.
-	Call time.Duration
-	// Patience is how long etcd may be silent until the link is in doubt, and MaxPatience how long where round trips are
-	// known to be slow.
-	Patience, MaxPatience time.Duration
-}
-
-// requester is one user's requests, each within its bound, with errors in plain words. It is safe for concurrent use.
-type requester struct {
-	links  *links
-	bounds Bounds
-	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
-	misses atomic.Int32
-}
-
-// headers go with every request: a member that knows no leader is to refuse at once, and etcd counts requests by version.
-var headers = metadata.Pairs(
-	rpctypes.MetadataRequireLeaderKey, rpctypes.MetadataHasLeader,
-	rpctypes.MetadataClientAPIVersionKey, version.APIVersion,
 )
 
 // call makes one request, as ask does.
@@ -62,12 +35,12 @@ func askWithin[T any](ctx context.Context, c *requester, what request[T]) (answe
 	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
 	defer cancel()
 	answer, err = do(bound, c, what)
-	c.isVain(ctx, bound, err)
+	c.countVain(ctx, bound, err)
 	return answer, err
 }
 
-// isVain reports whether what had bound was in vain, and counts it then: not where ctx was done.
-func (c *requester) isVain(ctx, bound context.Context, err error) bool {
+// countVain counts what had bound where that was in vain, and reports whether it was: not where ctx was done.
+func (c *requester) countVain(ctx, bound context.Context, err error) bool {
 	if err == nil || !errors.Is(bound.Err(), context.DeadlineExceeded) || ctx.Err() != nil {
 		return false
 	}
@@ -84,7 +57,7 @@ func (c *requester) longer(ctx context.Context, wait func(context.Context) error
 	switch {
 	case err == nil:
 		c.misses.Store(0)
-	case c.isVain(ctx, bound, err):
+	case c.countVain(ctx, bound, err):
 		return &etcd.UnsentError{Err: err}
 	}
 	return err
@@ -107,11 +80,6 @@ func (c *requester) awaitSound(ctx context.Context) error {
 		return err
 	}
 	return c.await(ctx)
-}
-
-// patienceOn stretches the patience where round trips are slow.
-func (c *requester) patienceOn(l *link) time.Duration {
-	return min(max(c.bounds.Patience, l.pulse.Late()), max(c.bounds.Patience, c.bounds.MaxPatience))
 }
 
 // Ready waits until there is a connection that is not silent.

@@ -109,19 +109,12 @@ func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return err
 }
 
-// lookBack asks for etcd's revision.
-func (c *requester) lookBack(ctx context.Context) error {
+// askRevision asks for etcd's revision, which is noted as that of any answer.
+func (c *requester) askRevision(ctx context.Context) error {
 	_, err := truly(ctx, c, func(ctx context.Context, l *link) (*pb.TxnResponse, error) {
 		return l.kv.Txn(ctx, nothing(), grpc.WaitForReady(true))
 	})
 	return err
-}
-
-// nothing is a transaction of nothing, for which neither a permission nor a token is needed. It is one within another, which
-// etcd takes for a write (because: any member answers an empty one by itself, and one that lags said that etcd went back).
-func nothing() *pb.TxnRequest {
-	inner := &pb.RequestOp{Request: &pb.RequestOp_RequestTxn{RequestTxn: &pb.TxnRequest{}}}
-	return &pb.TxnRequest{Success: []*pb.RequestOp{inner}}
 }
 
 // Get reads the key, linearizably, and etcd's revision.
@@ -193,18 +186,6 @@ func truly[T hasHeader](ctx context.Context, c *requester, send func(context.Con
 	return answer, err
 }
 
-func rangeOf(key string) *pb.RangeRequest {
-	return &pb.RangeRequest{Key: []byte(key)}
-}
-
-func readOf(key string) *pb.RequestOp {
-	return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: rangeOf(key)}}
-}
-
-func putOf(what etcd.Write) *pb.PutRequest {
-	return &pb.PutRequest{Key: []byte(what.Key), Value: []byte(what.Value), Lease: int64(what.Lease)}
-}
-
 // whileLatest keeps a write from being sent once it is outdated. When the connection is lost, gRPC holds a request back for
 // the next one, and asks for credentials just before it sends it.
 func whileLatest(what etcd.Write) grpc.CallOption {
@@ -223,11 +204,3 @@ func (l latestOnly) GetRequestMetadata(context.Context, ...string) (map[string]s
 
 // RequireTransportSecurity implements gRPC's PerRPCCredentials.
 func (latestOnly) RequireTransportSecurity() bool { return false }
-
-// firstOf returns the one key of a response to rangeOf.
-func firstOf(response *pb.RangeResponse) etcd.Entry {
-	if len(response.GetKvs()) == 0 {
-		return etcd.Entry{}
-	}
-	return etcd.EntryOf(response.GetKvs()[0])
-}

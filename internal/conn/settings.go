@@ -1,20 +1,5 @@
 // Package conn is a connection to etcd that outlives its links: one that stalls is replaced under its users. It makes their
 // requests, keeps their leases alive, and watches their keys.
-//
-// The levels at which something is tried again, outermost first:
-//
-//	who                    what                        when                                       until
-//	the Publisher          its whole reconcile         it has failed                              it is stopped
-//	do                     a request, on another link  the link was given up under it             its bound
-//	onLink                 a request, once more        a member could not do it, there are more   its bound
-//	again                  a request, beside itself    it has no answer for half a second         an answer to either
-//	streams                a renewal, a login, a token its stream has ended, it was rejected      an answer
-//
-// The first one is there because only it knows whether the request is still wanted; the second, because links are replaced
-// under their users; the third, because the balancer takes turns, so that a repair of two requests would meet the same two
-// members each time; the fourth, because a leader that dies takes along what was sent to it, of which etcd tells after 7 s;
-// the last one, because renewals share their streams. What opens a stream and what connects is gRPC's, with the settings
-// below.
 package conn
 
 import "time"
@@ -67,7 +52,8 @@ const (
 	// headStart is how much later than its spare a link that is not silent may answer and be kept: to move costs all that
 	// is under way, which an etcd with too much to do cannot afford. A silent one has as long as the spare's answer took, if
 	// that is less. The patient spare has the same over the brisk one, which wins only where the patient one is stuck
-	// (because: a brisk one that won was so for life, and gave each try to connect 0.4 s).
+	// (because: a brisk one that won was so for life, and gave each try to connect 0.4 s). One that has
+	// won and cannot connect is in doubt as any other, and gets a patient spare.
 	headStart = 500 * time.Millisecond
 	// loginHeadStart is how many times as long as its spare's answer a link may take that has a login under way, which would
 	// have to be made again: an etcd with many logins is slow for everybody (because: 60 processes that logged in after a

@@ -59,7 +59,7 @@ func (t *trial) run(ctx context.Context) candidate {
 		}
 	})
 	wait := min(max(t.suspect.late(), spareAfterLeast), spareAfterMost)
-	for again := backoff.New(); !isDone(ctx, well, wait); wait = again.Take() {
+	for again := backoff.New(); !awaitDone(ctx, well, wait); wait = again.Take() {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -106,7 +106,7 @@ func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time
 	case <-well:
 		winner = t.suspect
 	case first := <-answered:
-		isWell := isDone(ctx, well, t.headStartOver(began, first.took))
+		isWell := awaitDone(ctx, well, t.headStartOver(began, first.took))
 		switch {
 		case isWell:
 			winner = t.suspect
@@ -142,8 +142,8 @@ func (t *trial) headStartOver(began time.Time, took time.Duration) time.Duration
 	}
 }
 
-// isDone waits until done is closed, and returns false if that takes longer than d, or if ctx is done first.
-func isDone(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
+// awaitDone waits until done is closed, and returns false if that takes longer than d, or if ctx is done first.
+func awaitDone(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
