@@ -28,7 +28,7 @@ test: vet test-library test-rest ## Vet, and run all tests with the race detecto
 
 .PHONY: vet
 vet:
-	go vet ./...
+	go vet -tags slow ./...
 
 # The tests of the Publisher start real etcds and hold them to bounds of time, many at once, so no others run beside them.
 .PHONY: test-library
@@ -62,7 +62,7 @@ chaos: ## Break a real etcd at random, and run the tests that take minutes: make
 # The benchmark is a module of its own, so that what it compares with never reaches our go.mod.
 .PHONY: bench
 bench: ROUNDS ?= 3
-bench: ## Measure beside raw clientv3 and go-zero, for an hour: make bench SIZES=1000,10000 ROUNDS=3 STEADY=70s.
+bench: ## Measure beside raw clientv3 and go-zero, for 40 minutes: make bench SIZES=1000,10000 ROUNDS=3 STEADY=70s.
 	@mkdir -p bin
 	cd test/bench && go run . -sizes $(SIZES) -rounds $(ROUNDS) -steady $(STEADY) -out $(CURDIR)/bin/bench.json
 	cd test/bench && go run ./plot -in $(CURDIR)/bin/bench.json -out $(CURDIR)/bin/bench.svg
