@@ -25,8 +25,8 @@
 //   - requests per registration: what etcd counted until a second later, by gRPC method: calls, and the messages of
 //     streams. The second is for what begins after a return, as raw's first renewals and go-zero's watches do.
 //   - at rest: over -steady, from then on: the CPU of the process and that of etcd, in percent of a core, less that of an
-//     idle process of this program and of an idle etcd, which run beside them all the time; the LeaseKeepAlive messages
-//     and the Range calls that etcd counted. Both idle figures are in the row.
+//     idle process of this program and of an idle etcd, which run beside each trial from its beginning to its end; the
+//     LeaseKeepAlive messages and the Range calls that etcd counted. Both idle figures are in the row.
 //   - memory, goroutines: after that, the heap and the stacks in use after a garbage collection, and the goroutines, less
 //     those from before the first start.
 //   - back: another client revokes all leases, as quickly as -at-once allows; from its last answer until all keys are there

@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// settling is how long what began is left alone before it is at rest.
-const settling = time.Second
-
 // A use is CPU in percent of a core.
 type use struct {
 	process, etcd float64
@@ -20,14 +17,17 @@ type pair struct {
 }
 
 // startPair returns a pair with nothing to do.
-func startPair(ctx context.Context) (p pair, err error) {
-	if p.etcd, err = startServer(ctx); err != nil {
-		return p, err
+func startPair(ctx context.Context) (pair, error) {
+	etcd, err := startServer(ctx)
+	if err != nil {
+		return pair{}, err
 	}
-	if p.registrar, err = start(ctx, registrarRole); err != nil {
-		p.etcd.end()
+	registrar, err := start(ctx, registrarRole)
+	if err != nil {
+		etcd.end()
+		return pair{}, err
 	}
-	return p, err
+	return pair{registrar, etcd}, nil
 }
 
 func (p pair) end() {

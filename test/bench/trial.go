@@ -15,6 +15,8 @@ import (
 const (
 	// patience is how long keys may take to come back, or to go.
 	patience = 30 * time.Second
+	// settling is how long what began is left alone before it is at rest.
+	settling = time.Second
 	// aftermath is when the last Stop is long over, and what it left is there to stay.
 	aftermath = 5 * time.Second
 )
@@ -23,7 +25,7 @@ const (
 type trial struct {
 	settings settings
 
-	pair
+	own   pair
 	idle  pair             // beside it, on the same machine at the same time
 	admin *clientv3.Client // beside the registrations, and silent while etcd is measured
 
@@ -38,11 +40,11 @@ func (t *trial) run(ctx context.Context) (row results.Row, err error) {
 		return row, err
 	}
 	defer t.idle.end()
-	if t.pair, err = startPair(ctx); err != nil {
+	if t.own, err = startPair(ctx); err != nil {
 		return row, err
 	}
-	defer t.end()
-	t.admin, err = clientv3.New(clientv3.Config{Endpoints: []string{t.etcd.endpoint}, Logger: zap.NewNop()})
+	defer t.own.end()
+	t.admin, err = clientv3.New(clientv3.Config{Endpoints: []string{t.own.etcd.endpoint}, Logger: zap.NewNop()})
 	if err != nil {
 		return row, err
 	}
@@ -61,19 +63,19 @@ func (t *trial) register(ctx context.Context) error {
 	if t.before, err = t.footprint(); err != nil {
 		return err
 	}
-	before, err := scrape(ctx, t.etcd.endpoint)
+	before, err := scrape(ctx, t.own.etcd.endpoint)
 	if err != nil {
 		return err
 	}
-	job := Job{t.row.Kind, t.row.Size, t.row.Shape, t.settings.atOnce, t.etcd.endpoint}
+	job := Job{t.row.Kind, t.row.Size, t.row.Shape, t.settings.atOnce, t.own.etcd.endpoint}
 	var cost Cost
-	if err := t.registrar.Call("Registrar.Register", job, &cost); err != nil {
+	if err := t.own.registrar.Call("Registrar.Register", job, &cost); err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
 	if err := pause(ctx, settling); err != nil {
 		return err
 	}
-	if t.settled, err = scrape(ctx, t.etcd.endpoint); err != nil {
+	if t.settled, err = scrape(ctx, t.own.etcd.endpoint); err != nil {
 		return err
 	}
 	t.row.RegisterMS, t.row.RegisterCPUMS = ms(cost.Wall), ms(cost.CPU)
@@ -85,13 +87,13 @@ func (t *trial) rest(ctx context.Context) error {
 	began := time.Now()
 	var used use
 	idle, err := t.idle.watch(func() (err error) {
-		used, err = t.watch(func() error { return pause(ctx, t.settings.steady) })
+		used, err = t.own.watch(func() error { return pause(ctx, t.settings.steady) })
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	after, err := scrape(ctx, t.etcd.endpoint)
+	after, err := scrape(ctx, t.own.etcd.endpoint)
 	if err != nil {
 		return err
 	}
@@ -141,7 +143,7 @@ func (t *trial) stop(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	if err := t.registrar.Call("Registrar.Stop", struct{}{}, &struct{}{}); err != nil {
+	if err := t.own.registrar.Call("Registrar.Stop", struct{}{}, &struct{}{}); err != nil {
 		return fmt.Errorf("stop: %w", err)
 	}
 	stopWaiting := time.AfterFunc(patience, cancel)
@@ -167,7 +169,7 @@ func (t *trial) leave(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	counted, err := scrape(ctx, t.etcd.endpoint)
+	counted, err := scrape(ctx, t.own.etcd.endpoint)
 	if err != nil {
 		return err
 	}
@@ -185,6 +187,6 @@ func (t *trial) leave(ctx context.Context) error {
 }
 
 func (t *trial) footprint() (f Footprint, err error) {
-	err = t.registrar.Call("Registrar.Footprint", struct{}{}, &f)
+	err = t.own.registrar.Call("Registrar.Footprint", struct{}{}, &f)
 	return f, err
 }
