@@ -118,7 +118,7 @@ func (l *link) takeAccount(config *clientv3.Config, token string, h *history) {
 		}
 	}
 	l.account = auth.New(l.left, as, auth.Connection{
-		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, WentBack: h.compare,
+		Members: len(config.Endpoints), Token: token, Ready: ready, Late: l.pulse.Late, WentBack: h.lookOver,
 	})
 	config.Username, config.Password = "", ""
 	config.DialOptions = append(config.DialOptions, l.account.DialOptions()...)

@@ -73,9 +73,9 @@ func (h *history) heard(rev int64) {
 	}
 }
 
-// compare asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one
+// lookOver asks for etcd's revision over a connection that may be one in a trial, and reports whether it is an older one
 // than was known.
-func (h *history) compare(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
+func (h *history) lookOver(ctx context.Context, cc *grpc.ClientConn) (bool, error) {
 	known := h.latest()
 	if known == 0 {
 		return false, nil

@@ -159,7 +159,7 @@ func TestAMemberThatLagsDoesNotSayByItselfThatEtcdWentBack(t *testing.T) {
 	require.Zero(t, toldWentBack([]*etcd.Keepalive{lease}))
 }
 
-func TestToLookBackNeedsNoPermissionAndChangesNothing(t *testing.T) {
+func TestToAskForTheRevisionNeedsNoPermissionAndChangesNothing(t *testing.T) {
 	t.Parallel()
 	srv := etcdtest.Start(t, etcdtest.QuickTicks(), etcdtest.WithAuth("may", "secret"))
 	srv.AddUser(t, "maynot", "secret")

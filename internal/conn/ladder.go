@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/discov-go/discov/internal/etcd"
@@ -25,29 +24,6 @@ import (
 // members each time; the fourth, because a leader that dies takes along what was sent to it, of which etcd tells after 7 s;
 // the last one, because renewals share their streams. What opens a stream and what connects is gRPC's, with the settings
 // of this package. docs/design.md has what is asked again for another reason than a failure.
-
-// Bounds are those of one user's requests.
-type Bounds struct {
-	// Call bounds one request. Zero lets each have all the time that its context has: over a slow network, a first
-	// registration has none for a second try.
-	Call time.Duration
-	// Patience is how long etcd may be silent until the link is in doubt, and MaxPatience how long where round trips are
-	// known to be slow.
-	Patience, MaxPatience time.Duration
-}
-
-// requester is one user's requests, each within its bound, with errors in plain words. It is safe for concurrent use.
-type requester struct {
-	links  *links
-	bounds Bounds
-	// misses counts the requests and the waits for a connection that were in vain, since the last wait that was not.
-	misses atomic.Int32
-}
-
-// patienceOn stretches the patience where round trips are slow.
-func (c *requester) patienceOn(l *link) time.Duration {
-	return min(max(c.bounds.Patience, l.pulse.Late()), max(c.bounds.Patience, c.bounds.MaxPatience))
-}
 
 // request is what is asked of etcd over a link.
 type request[T any] struct {

@@ -49,7 +49,7 @@ type renewalStream struct {
 	alone  bool          // whether it serves one request only
 
 	unsent   []*renewal
-	sent     []*renewal // oldest first; some may have been answered
+	sent     []*renewal // oldest first; but for that, some may have been answered
 	load     int        // how many have no answer
 	turn     time.Time  // when the oldest of sent became that by an answer to the one before it
 	answered bool       // whether etcd has answered anything
@@ -78,6 +78,9 @@ func (s *renewalStream) add(one *renewal) {
 // drop forgets a request that is answered or given up.
 func (s *renewalStream) drop(one *renewal) {
 	one.stream = nil
+	for len(s.sent) > 0 && s.sent[0].stream != s {
+		s.sent = s.sent[1:]
+	}
 	if s.load--; s.load == 0 {
 		s.sent = nil // which may be thousands
 	}
@@ -91,16 +94,8 @@ func (s *renewalStream) answer(one *renewal, now time.Time) {
 	s.drop(one)
 }
 
-// trim forgets those that were sent first, as far as they are answered.
-func (s *renewalStream) trim() {
-	for len(s.sent) > 0 && s.sent[0].stream != s {
-		s.sent = s.sent[1:]
-	}
-}
-
 // oldest returns the request that waits longest for an answer, nil where none does.
 func (s *renewalStream) oldest() *renewal {
-	s.trim()
 	if len(s.sent) == 0 {
 		return nil
 	}
@@ -198,7 +193,6 @@ func (s *renewalStream) takeUnsent() (batch []*renewal) {
 		}
 	}
 	s.unsent = nil
-	s.trim()
 	s.sent = append(s.sent, batch...)
 	if len(batch) > 0 {
 		s.of.sentLocked()

@@ -1,0 +1,122 @@
+package conn
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/discov-go/discov/internal/backoff"
+	"github.com/discov-go/discov/internal/etcd"
+	"google.golang.org/grpc/metadata"
+)
+
+// call makes one request, as ask does.
+func call[T any](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
+	return ask(ctx, c, request[T]{send: send})
+}
+
+// ask makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
+func ask[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
+	ctx, what.send = metadata.NewOutgoingContext(ctx, headers), noted(what.send)
+	if c.bounds.Call == 0 {
+		answer, err = do(ctx, c, what)
+	} else {
+		answer, err = askWithin(ctx, c, what)
+	}
+	return answer, etcd.Plain(err)
+}
+
+func askWithin[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
+	if !c.links.isReady() {
+		if err := c.longer(ctx, c.await); err != nil {
+			return answer, err
+		}
+	}
+	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
+	defer cancel()
+	answer, err = do(bound, c, what)
+	c.countVain(ctx, bound, err)
+	return answer, err
+}
+
+// countVain counts what had bound where that was in vain, and reports whether it was: not where ctx was done.
+func (c *requester) countVain(ctx, bound context.Context, err error) bool {
+	if err == nil || !errors.Is(bound.Err(), context.DeadlineExceeded) || ctx.Err() != nil {
+		return false
+	}
+	c.misses.Add(1)
+	return true
+}
+
+// longer bounds a wait for a connection: longer and longer while it is in vain.
+func (c *requester) longer(ctx context.Context, wait func(context.Context) error) error {
+	d := max(c.bounds.Call, min(c.bounds.Call<<min(c.misses.Load(), 10), longestWait))
+	bound, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	err := wait(bound)
+	switch {
+	case err == nil:
+		c.misses.Store(0)
+	case c.countVain(ctx, bound, err):
+		return &etcd.UnsentError{Err: err}
+	}
+	return err
+}
+
+// await waits for a connection.
+func (c *requester) await(ctx context.Context) error {
+	_, err := do(ctx, c, request[struct{}]{send: func(ctx context.Context, l *link) (struct{}, error) {
+		return struct{}{}, l.await(ctx)
+	}})
+	return etcd.Plain(err)
+}
+
+// awaitSound waits for a connection that is not silent.
+func (c *requester) awaitSound(ctx context.Context) error {
+	l := c.links.enter()
+	err := l.pulse.AwaitSound(ctx)
+	l.calls.Done()
+	if err != nil || c.links.isReady() {
+		return err
+	}
+	return c.await(ctx)
+}
+
+// Ready waits until there is a connection that is not silent.
+func (c *requester) Ready(ctx context.Context) error {
+	l := c.links.link()
+	isReady := l.ready.isReady() && !l.isClosedByCaller()
+	switch {
+	case isReady && (c.bounds.Call == 0 || l.pulse.Silence() == nil):
+		return ctx.Err()
+	case c.bounds.Call == 0:
+		return c.await(ctx)
+	default:
+		return c.longer(ctx, c.awaitSound)
+	}
+}
+
+// Reconnected waits until the connection is another one than now. It returns false if ctx is done first.
+func (c *requester) Reconnected(ctx context.Context) bool {
+	return c.onThisLink(ctx, func(still context.Context, l *link) {
+		if l.ready.awaitAnother(still) != nil {
+			<-still.Done() // there can be none any more
+		}
+	})
+}
+
+// Pause waits for d, or until the connection is replaced. It returns false if ctx is done first.
+func (c *requester) Pause(ctx context.Context, d time.Duration) bool {
+	return c.onThisLink(ctx, func(still context.Context, _ *link) { backoff.Pause(still, d) })
+}
+
+// onThisLink waits, at most for as long as the link of now is that. It returns false if ctx is done first.
+func (c *requester) onThisLink(ctx context.Context, wait func(context.Context, *link)) bool {
+	l := c.links.enter()
+	defer l.calls.Done()
+	still, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.left, cancel)()
+	wait(still, l)
+	return ctx.Err() == nil
+}
