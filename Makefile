@@ -50,7 +50,7 @@ cover: test-library ## Run the library's tests, print their coverage, and fail w
 		printf "coverage: %s of the library, %d%% wanted\n", $$3, min; exit ($$3 + 0 < min) }'
 
 .PHONY: arch
-arch: ## Fail on an import between packages that docs/design.md does not draw.
+arch: ## Fail on an import that docs/design.md does not draw, and on files of one package that name each other.
 	go test -count 1 ./internal/arch
 
 .PHONY: chaos
@@ -144,7 +144,7 @@ cross: ## Vet for 32-bit machines, ARM, Windows and macOS, and run a quick part 
 	export CGO_ENABLED=0; \
 	for system in linux/386 linux/arm windows/amd64 darwin/arm64; do \
 		echo "vet for $$system"; \
-		GOOS=$${system%/*} GOARCH=$${system#*/} go vet ./...; \
+		GOOS=$${system%/*} GOARCH=$${system#*/} go vet -tags slow ./...; \
 	done; \
 	quick=$$(sed -nE 's/^func ((Test|Fuzz)[A-Za-z0-9]+)\(.*/\1/p' $(QUICK_FILES) | paste -sd '|' -); \
 	echo "test as a 386 binary"; \

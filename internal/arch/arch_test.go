@@ -1,4 +1,4 @@
-// Package arch holds the library to the directions of its imports.
+// Package arch holds the library to the directions of its imports, and of what its files name.
 package arch
 
 import (
