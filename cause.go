@@ -9,15 +9,18 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// What a registration, and a health check, may come to.
+// Why hold ends: each is a doubt that reconcile settles.
 var (
 	errKeyChanged   = errors.New("the key was changed")
 	errKeyGone      = errors.New("the key was deleted")
 	errValueUpdated = errors.New("the value was updated")
-	// errStillChanging ends a reconcile under which the key, its value or its lease changed each time.
-	errStillChanging = errors.New("it keeps being changed")
-	errUnhealthy     = errors.New("the health check failed")
 )
+
+// errStillChanging ends a reconcile under which the key, its value or its lease changed each time.
+var errStillChanging = errors.New("it keeps being changed")
+
+// errUnhealthy is why the key is withheld while the health check fails.
+var errUnhealthy = errors.New("the health check failed")
 
 // Cause is the kind of a failure, for counters and labels. Its text is in snake case.
 type Cause int

@@ -19,7 +19,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// fakeCall is the session's bound of one request, at the default timeout.
+// fakeCall is a caller's bound of one request, at the default timeout.
 const fakeCall = defaultTimeout / 2
 
 // fakeEtcd is an etcd in memory, for virtual time: leases end on time, watches tell at once, and any call can be made

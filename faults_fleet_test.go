@@ -107,6 +107,7 @@ func (f *fleet) requireBack(t *testing.T, etcd *etcdtest.Server, what string, si
 	t.Logf("figure: %s: %d back in %v (first %v); %d lines at Warn, %d in all; asked %v",
 		what, len(f.pubs), took.Round(time.Millisecond), f.first.Round(time.Millisecond), len(serious), len(lines), asked)
 	assert.LessOrEqual(t, took, within+f.meter.allowance(since, since.Add(took)), "%s: too slow", what)
+	// A burst of twenty, and one a minute after it.
 	assert.LessOrEqual(t, len(serious), 25, "%s: an error storm in the log, such as %s", what, strings.Join(serious[:min(5, len(serious))], "\n"))
 	assert.LessOrEqual(t, asked["Authenticate"], 3, "%s: more than one authentication burst", what)
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return etcd.Leases(t) == len(f.pubs) }, "%s: leases", what)

@@ -12,7 +12,8 @@ func (f *fights) note() {
 	if n := len(f.taken); n > 0 && time.Since(f.taken[n-1]) > quietTime {
 		f.taken = nil
 	}
-	f.taken = append(f.taken[max(0, len(f.taken)-mostFights):], time.Now())
+	const enough = 8 // for the longest pause
+	f.taken = append(f.taken[max(0, len(f.taken)-enough):], time.Now())
 }
 
 // untilNext returns how long it takes until the key may be taken back again: one that exists, or one that is free.

@@ -9,7 +9,7 @@ import (
 	"github.com/discov-go/discov/internal/backoff"
 )
 
-// errHangs is the cause of a check's end.
+// errHangs ends a check that takes longer than its timeout.
 var errHangs = errors.New("it takes longer than its timeout")
 
 // health is the check of one Publisher, from a KeepAlive to its end.

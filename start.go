@@ -30,9 +30,10 @@ func (s *starter) share(bound, stop context.Context) (connected, error) {
 		})
 	}
 	usual := conn.Bounds{
-		Call:        s.opts.timeout / callsPerTimeout,
-		Patience:    min(s.opts.timeout/patiencesPerTimeout, s.opts.ttl/patiencesPerTTL),
-		MaxPatience: min(s.opts.timeout*mostPatienceOf20/20, s.opts.ttl/mostPatiencesPerTTL),
+		Call:     s.opts.timeout / 2,
+		Patience: min(s.opts.timeout/4, s.opts.ttl/8),
+		// So that there is time left on another link, before the call and the lease end.
+		MaxPatience: min(9*s.opts.timeout/20, s.opts.ttl/3),
 	}
 	first := usual
 	first.Call = 0

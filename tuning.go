@@ -16,19 +16,9 @@ const (
 	mostTTLs = 10
 )
 
-// What a user's timeout and TTL are divided into.
+// A first registration.
 const (
-	// A request has half of the timeout, so that a call that needs two has time for both.
-	callsPerTimeout = 2
-	// It puts its link in doubt after a quarter of the timeout, or an eighth of the TTL, where that is less; where round trips
-	// are known to be longer, after 9/20 of the timeout, or a third of the TTL, at most: so there is time left on another link,
-	// before the call and the lease end.
-	patiencesPerTimeout = 4
-	patiencesPerTTL     = 8
-	mostPatienceOf20    = 9
-	mostPatiencesPerTTL = 3
-	// A first registration that fails leaves this share of its bound to the clean-up, and cleanUpAtLeast when the caller has
-	// given up.
+	// One that fails leaves this share of its bound to the clean-up, and cleanUpAtLeast when the caller has given up.
 	cleanUpShare   = 10
 	cleanUpAtLeast = 50 * time.Millisecond
 	// connectAtOnce is how long a start in the background waits for its client, to return why none can be made.
@@ -46,6 +36,10 @@ const (
 	quickDoubts = 10
 	// tooLargeAgain is when a value that is too large for etcd is sent again: its limit may have been raised.
 	tooLargeAgain = time.Minute
+)
+
+// Leases that are to be gone.
+const (
 	// sweepEvery is when to try again to revoke what is left.
 	sweepEvery = 3 * time.Second
 	// strayLeases is how many leases that were asked for without an answer there may be when another one is asked for
@@ -67,8 +61,6 @@ const (
 	// A key that is there is put over at most overMost times in quietTime: two instances with one id would fight for ever.
 	overMost  = 2
 	quietTime = time.Minute
-	// mostFights is how many are remembered: enough for fillMost.
-	mostFights = 8
 )
 
 // What users are told.
