@@ -57,7 +57,8 @@ const (
 	headStart = 500 * time.Millisecond
 	// loginHeadStart is how many times as long as its spare's answer a link may take that has a login under way, which would
 	// have to be made again: an etcd with many logins is slow for everybody (because: 60 processes that logged in after a
-	// restart never came back, for each gave up its login for that of a spare).
+	// restart never came back, for each gave up its login for that of a spare). It is no longer than that on a silent link
+	// (because: one that went deaf with a login under way kept keys of a wiped etcd away for 1.7 s).
 	loginHeadStart = 4
 )
 

@@ -132,14 +132,14 @@ func (t *trial) round(ctx context.Context, well <-chan struct{}, began time.Time
 // headStartOver returns how much longer than a spare, which took so long, the suspect may take. The patient spare has as long
 // where the brisk one came first.
 func (t *trial) headStartOver(began time.Time, took time.Duration) time.Duration {
-	switch standing := t.suspect.standing(began); {
-	case standing.loggingIn:
-		return max(headStart, loginHeadStart*took)
-	case standing.answers:
-		return headStart
-	default:
-		return min(headStart, took)
+	start, standing := min(headStart, took), t.suspect.standing(began)
+	if standing.answers {
+		start = headStart
 	}
+	if standing.loggingIn {
+		start = max(start, loginHeadStart*took)
+	}
+	return start
 }
 
 // awaitDone waits until done is closed, and returns false if that takes longer than d, or if ctx is done first.

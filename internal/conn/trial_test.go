@@ -162,8 +162,12 @@ func TestTrial(t *testing.T) {
 			suspect: fakeLink{answer: 3900 * ms, others: never, is: standing{loggingIn: true}}, patient: 800 * ms, brisk: never,
 			winner: suspect, at: 3900 * ms, dials: 2,
 		},
-		"and at least the head start": {
+		"and no more where it is silent": {
 			suspect: fakeLink{answer: never, others: never, is: standing{loggingIn: true}}, patient: 10 * ms, brisk: never,
+			winner: patient, at: 30*ms + 4*10*ms, dials: 2,
+		},
+		"but the head start where it answers others": {
+			suspect: fakeLink{answer: never, others: 15 * ms, is: standing{loggingIn: true}}, members: 3, patient: 10 * ms, brisk: never,
 			winner: patient, at: 30*ms + headStart, dials: 2,
 		},
 		"an only member's answer to anybody counts": {
