@@ -10,33 +10,30 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// call makes one request, as ask does.
-func call[T any](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
-	return ask(ctx, c, request[T]{send: send})
-}
-
 // ask makes one request, within its bound if it has one. It waits for a connection first then, which may take longer.
 func ask[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
-	ctx, what.send = metadata.NewOutgoingContext(ctx, headers), noted(what.send)
-	if c.bounds.Call == 0 {
-		answer, err = do(ctx, c, what)
-	} else {
-		answer, err = askWithin(ctx, c, what)
+	ctx = metadata.NewOutgoingContext(ctx, headers)
+	bound, cancel, err := c.begin(ctx)
+	if err == nil {
+		answer, err = do(bound, c, what)
+		c.countVain(ctx, bound, err)
+		cancel()
 	}
 	return answer, etcd.Plain(err)
 }
 
-func askWithin[T any](ctx context.Context, c *requester, what request[T]) (answer T, err error) {
+// begin returns the context of one request, once there is a connection if it is bounded.
+func (c *requester) begin(ctx context.Context) (bound context.Context, cancel context.CancelFunc, err error) {
+	if c.bounds.Call == 0 {
+		return ctx, func() {}, nil
+	}
 	if !c.links.isReady() {
 		if err := c.longer(ctx, c.await); err != nil {
-			return answer, err
+			return nil, nil, err
 		}
 	}
-	bound, cancel := context.WithTimeout(ctx, c.bounds.Call)
-	defer cancel()
-	answer, err = do(bound, c, what)
-	c.countVain(ctx, bound, err)
-	return answer, err
+	bound, cancel = context.WithTimeout(ctx, c.bounds.Call)
+	return bound, cancel, nil
 }
 
 // countVain counts what had bound where that was in vain, and reports whether it was: not where ctx was done.
@@ -65,7 +62,7 @@ func (c *requester) longer(ctx context.Context, wait func(context.Context) error
 
 // await waits for a connection.
 func (c *requester) await(ctx context.Context) error {
-	_, err := do(ctx, c, request[struct{}]{send: func(ctx context.Context, l *link) (struct{}, error) {
+	_, err := do(ctx, c, request[struct{}]{asksNothing: true, send: func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.await(ctx)
 	}})
 	return etcd.Plain(err)

@@ -31,6 +31,8 @@ type request[T any] struct {
 	// outlasts is for how long an answer is waited for although the one who asked has cancelled it. Zero ends it with its
 	// context.
 	outlasts time.Duration
+	// asksNothing means that it only waits for a connection: its end is no answer of etcd's.
+	asksNothing bool
 }
 
 // do makes a request over the link of now, and over the next one where that is replaced meanwhile.
@@ -73,18 +75,6 @@ func again[T any](ctx context.Context, c *requester, l *link, what request[T]) (
 	return r.answer, r.err
 }
 
-// noted notes that a request was answered, and how long that took if nothing else was waited for.
-func noted[T any](send func(context.Context, *link) (T, error)) func(context.Context, *link) (T, error) {
-	return func(ctx context.Context, l *link) (answer T, err error) {
-		began, connected := time.Now(), l.ready.isReady()
-		answer, err = send(ctx, l)
-		if err == nil {
-			l.noteAnswer(began, connected)
-		}
-		return answer, err
-	}
-}
-
 // noteAnswer notes that a request has an answer, and since when it was on its way, if there was a connection.
 func (l *link) noteAnswer(began time.Time, connected bool) {
 	if connected {
@@ -123,9 +113,13 @@ func (r *race[T]) end() {
 	r.cancel()
 }
 
-// try makes the request once.
+// try makes the request once. It notes that there is an answer, and how long that took if nothing else was waited for.
 func (r *race[T]) try() {
+	began, connected := time.Now(), r.link.ready.isReady()
 	answer, err := r.what.send(undated{r.ctx}, r.link)
+	if err == nil && !r.what.asksNothing {
+		r.link.noteAnswer(began, connected)
+	}
 	r.once.Do(func() {
 		r.answer, r.err = answer, err
 		r.cancel()

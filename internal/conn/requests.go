@@ -92,17 +92,17 @@ func (t *grantTries) end(granted clientv3.LeaseID) []clientv3.LeaseID {
 
 // Renew renews the lease now. It returns rpctypes.ErrLeaseNotFound where the lease has ended.
 func (c *requester) Renew(ctx context.Context, lease *etcd.Keepalive) error {
-	_, err := call(ctx, c, func(ctx context.Context, l *link) (struct{}, error) {
+	_, err := ask(ctx, c, request[struct{}]{send: func(ctx context.Context, l *link) (struct{}, error) {
 		return struct{}{}, l.renewals.Renew(ctx, lease)
-	})
+	}})
 	return err
 }
 
 // Revoke ends the lease; one that does not exist is no error.
 func (c *requester) Revoke(ctx context.Context, id clientv3.LeaseID) error {
-	_, err := call(ctx, c, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
+	_, err := ask(ctx, c, request[*pb.LeaseRevokeResponse]{send: func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
 		return l.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(id)}, grpc.WaitForReady(true))
-	})
+	}})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
 	}
@@ -179,7 +179,7 @@ type hasHeader interface{ GetHeader() *pb.ResponseHeader }
 // truly makes a request whose answer tells etcd's revision for sure, not that of a member that lags behind.
 func truly[T hasHeader](ctx context.Context, c *requester, send func(context.Context, *link) (T, error)) (answer T, err error) {
 	before := c.links.history.latest()
-	answer, err = call(ctx, c, send)
+	answer, err = ask(ctx, c, request[T]{send: send})
 	if err == nil {
 		c.links.history.note(before, answer.GetHeader().GetRevision())
 	}
