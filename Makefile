@@ -144,7 +144,7 @@ cross: ## Vet for 32-bit machines, ARM, Windows and macOS, and run a quick part 
 	export CGO_ENABLED=0; \
 	for system in linux/386 linux/arm windows/amd64 darwin/arm64; do \
 		echo "vet for $$system"; \
-		GOOS=$${system%/*} GOARCH=$${system#*/} go vet -tags slow ./...; \
+		GOOS=$${system%/*} GOARCH=$${system#*/} go vet ./...; \
 	done; \
 	quick=$$(sed -nE 's/^func ((Test|Fuzz)[A-Za-z0-9]+)\(.*/\1/p' $(QUICK_FILES) | paste -sd '|' -); \
 	echo "test as a 386 binary"; \
