@@ -50,7 +50,15 @@ func TestEveryPackageOfTheLibraryIsDrawn(t *testing.T) {
 // list returns the lines that go list writes of a package.
 func list(t *testing.T, format, name string) []string {
 	t.Helper()
-	out, err := exec.Command("go", "list", "-f", format, strings.TrimSuffix(module+"/"+name, "/")).Output()
-	require.NoError(t, err)
-	return strings.Fields(string(out))
+	return strings.Fields(string(goList(t, "-f", format, pathOf(name))))
 }
+
+func goList(t *testing.T, args ...string) []byte {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	require.NoError(t, err)
+	return out
+}
+
+// pathOf returns the import path of a package of the library.
+func pathOf(name string) string { return strings.TrimSuffix(module+"/"+name, "/") }

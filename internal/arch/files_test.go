@@ -3,7 +3,6 @@ package arch
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"go/ast"
 	"go/importer"
 	"go/parser"
@@ -11,26 +10,26 @@ import (
 	"go/types"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// circles is the files of each package that name each other, as this system builds it, without its tests. An option is a function that fills a Publisher, as go-zero's.
+// circles is the files of each package that name each other, as this system builds it, without its tests. An option is a
+// function that fills a Publisher, as go-zero's.
 var circles = map[string][]string{
 	"": {"options.go", "publisher.go"},
 }
 
 func TestFilesNameOnlyFilesBelowThem(t *testing.T) {
 	t.Parallel()
+	all := compile(t)
 	for name := range imports {
 		t.Run("."+name, func(t *testing.T) {
 			t.Parallel()
-			require.Equal(t, circles[name], load(t, name).arrows(t).circle())
+			require.Equal(t, circles[name], all.arrows(t, pathOf(name)).circle())
 		})
 	}
 }
@@ -39,32 +38,33 @@ func TestFilesNameOnlyFilesBelowThem(t *testing.T) {
 type built struct {
 	ImportPath, Dir, Export string
 	GoFiles                 []string
-
-	exports map[string]string // the compiled packages that it imports, by path
 }
 
-func load(t *testing.T, name string) (p built) {
+// program is the library's packages and all that they import, by path.
+type program map[string]built
+
+func compile(t *testing.T) program {
 	t.Helper()
-	path := strings.TrimSuffix(module+"/"+name, "/")
-	out, err := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles", path).Output()
-	require.NoError(t, err)
-	exports := map[string]string{}
-	for list := json.NewDecoder(bytes.NewReader(out)); list.More(); {
-		p = built{} // the package itself comes last
-		require.NoError(t, list.Decode(&p))
-		exports[p.ImportPath] = p.Export
+	args := []string{"-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles"}
+	for name := range imports {
+		args = append(args, pathOf(name))
 	}
-	p.exports = exports
-	return p
+	all := program{}
+	for list := json.NewDecoder(bytes.NewReader(goList(t, args...))); list.More(); {
+		var p built
+		require.NoError(t, list.Decode(&p))
+		all[p.ImportPath] = p
+	}
+	return all
 }
 
 // graph is which files each file names.
 type graph map[string]map[string]bool
 
-// arrows returns who names what the others declare: a type, a function, a field, a variable or a constant.
-func (p built) arrows(t *testing.T) graph {
+// arrows returns which files of a package name what others declare: a type, a function, a field, a variable or a constant.
+func (all program) arrows(t *testing.T, path string) graph {
 	t.Helper()
-	fset := token.NewFileSet()
+	p, fset := all[path], token.NewFileSet()
 	var files []*ast.File
 	for _, name := range p.GoFiles {
 		file, err := parser.ParseFile(fset, filepath.Join(p.Dir, name), nil, parser.SkipObjectResolution)
@@ -72,7 +72,7 @@ func (p built) arrows(t *testing.T) graph {
 		files = append(files, file)
 	}
 	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
-	config := types.Config{Importer: importer.ForCompiler(fset, "gc", p.open)}
+	config := types.Config{Importer: importer.ForCompiler(fset, "gc", all.open)}
 	pkg, err := config.Check(p.ImportPath, fset, files, info)
 	require.NoError(t, err)
 	fileOf := func(pos token.Pos) string { return filepath.Base(fset.Position(pos).Filename) }
@@ -89,13 +89,8 @@ func (p built) arrows(t *testing.T) graph {
 	return g
 }
 
-func (p built) open(path string) (io.ReadCloser, error) {
-	name := p.exports[path]
-	if name == "" {
-		return nil, fmt.Errorf("%s is not compiled", path)
-	}
-	return os.Open(name)
-}
+// open opens a package as it was compiled.
+func (all program) open(path string) (io.ReadCloser, error) { return os.Open(all[path].Export) }
 
 // circle returns the files that name themselves by way of others.
 func (g graph) circle() (files []string) {

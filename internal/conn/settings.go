@@ -52,8 +52,8 @@ const (
 	// headStart is how much later than its spare a link that is not silent may answer and be kept: to move costs all that
 	// is under way, which an etcd with too much to do cannot afford. A silent one has as long as the spare's answer took, if
 	// that is less. The patient spare has the same over the brisk one, which wins only where the patient one is stuck
-	// (because: a brisk one that won was so for life, and gave each try to connect 0.4 s). One that has
-	// won and cannot connect is in doubt as any other, and gets a patient spare.
+	// (because: a brisk one that won was so for life, and gave each try to connect 0.4 s). One that has won and cannot
+	// connect is in doubt as any other, and gets a patient spare.
 	headStart = 500 * time.Millisecond
 	// loginHeadStart is how many times as long as its spare's answer a link may take that has a login under way, which would
 	// have to be made again: an etcd with many logins is slow for everybody (because: 60 processes that logged in after a

@@ -49,7 +49,7 @@ type renewalStream struct {
 	alone  bool          // whether it serves one request only
 
 	unsent   []*renewal
-	sent     []*renewal // oldest first; but for that, some may have been answered
+	sent     []*renewal // oldest first, which has no answer; some of the others may have one
 	load     int        // how many have no answer
 	turn     time.Time  // when the oldest of sent became that by an answer to the one before it
 	answered bool       // whether etcd has answered anything
