@@ -20,8 +20,8 @@ type store interface {
 	Pause(ctx context.Context, d time.Duration) bool
 
 	// Grant creates a lease with an ID that next gives, another one for each try. It may outlast its ctx, by a bound. Its
-	// strays are those that etcd may grant as well, even after they were revoked, so that nothing must ever be put on them:
-	// what was asked for without an answer.
+	// strays are those that etcd has as well, or may grant, even after they were revoked, so that nothing must ever be put on
+	// them: what was asked for without an answer, and what was there already.
 	Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error)
 	// KeepAlive renews the lease in the background from now on, and tells it when that fails.
 	KeepAlive(lease *etcd.Keepalive)

@@ -65,9 +65,9 @@ func TestGrant(t *testing.T) {
 		took   time.Duration
 	}{
 		"a lease is granted": {asks: []int64{1}, lease: 1},
-		"a lease that exists already is passed over": {
+		"leases that exist already are passed over, and are strays": {
 			grants: meets{fails(rpctypes.ErrGRPCLeaseExist), fails(rpctypes.ErrGRPCLeaseExist)},
-			asks:   []int64{1, 2, 3}, lease: 3,
+			asks:   []int64{1, 2, 3}, lease: 3, strays: []clientv3.LeaseID{1, 2},
 		},
 		"what has no answer is asked for again under another ID": {
 			grants: meets{takes(never)},

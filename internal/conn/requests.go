@@ -16,8 +16,8 @@ import (
 
 // Grant creates a lease with an ID that next gives, another one for each try, for the TTL or longer, as etcd has it.
 //
-// It may outlast its ctx, by a bound. The strays are leases that etcd may grant as well, even after they were revoked, so
-// that nothing must ever be put on them: what was asked for without an answer.
+// It may outlast its ctx, by a bound. The strays are leases that etcd has as well, or may grant, even after they were
+// revoked, so that nothing must ever be put on them: what was asked for without an answer, and what was there already.
 func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() clientv3.LeaseID) (lease *etcd.Keepalive, strays []clientv3.LeaseID, err error) {
 	tries := grantTries{next: next}
 	lease, err = ask(ctx, c, request[*etcd.Keepalive]{
@@ -30,7 +30,9 @@ func (c *requester) Grant(ctx context.Context, ttl time.Duration, next func() cl
 	return lease, tries.end(lease.ID), nil
 }
 
-// grant asks for a lease, of another ID where etcd has one of that ID already: from before it was restored.
+// grant asks for a lease, of another ID where etcd has one of that ID already, from before it was restored, or because the
+// call was made twice (because: while an etcd was set up anew, a call with its former token was granted a lease, but was
+// ended for the token, made with another, and refused; the lease was there for its TTL).
 func (l *link) grant(ctx context.Context, ttl time.Duration, tries *grantTries) (*etcd.Keepalive, error) {
 	for {
 		id, err := tries.begin()
@@ -44,7 +46,6 @@ func (l *link) grant(ctx context.Context, ttl time.Duration, tries *grantTries) 
 		case err == nil:
 			return etcd.NewKeepalive(id, time.Duration(response.GetTTL())*time.Second, asked), nil
 		case errors.Is(e, rpctypes.ErrLeaseExist):
-			tries.drop(id)
 			continue
 		case etcd.IsRefusal(e) && !errors.Is(e, rpctypes.ErrNoSpace): // that its disk is full, etcd may find out once it has granted
 			tries.drop(id)
@@ -74,7 +75,7 @@ func (t *grantTries) begin() (clientv3.LeaseID, error) {
 	return id, nil
 }
 
-// drop forgets an ID of which etcd has told.
+// drop forgets an ID of which etcd has told that it is not granted, or was to the one who asked.
 func (t *grantTries) drop(id clientv3.LeaseID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
