@@ -114,13 +114,23 @@ func (r *readiness) because(err error) error {
 	return err
 }
 
-// whyNotReady asks gRPC, with a request that has no time to be sent.
+// whyNotReady asks gRPC, with a request that cannot be sent: where it has failed to connect, that is refused with the cause;
+// otherwise it has no time (because: on a late machine the time was over before gRPC looked, and no cause was named).
 func (r *readiness) whyNotReady() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
-	defer cancel()
-	_, err := pb.NewAuthClient(r.cc).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(true))
-	if status.Code(err) == codes.DeadlineExceeded {
-		return err
+	failed := r.cc.GetState() == connectivity.TransientFailure
+	within := time.Millisecond
+	if failed {
+		within = causeFor
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	_, err := pb.NewAuthClient(r.cc).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(!failed))
+	switch why := status.Convert(err); why.Code() {
+	case codes.DeadlineExceeded:
+		return err
+	case codes.Unavailable:
+		return status.Error(codes.DeadlineExceeded, why.Message())
+	default:
+		return nil
+	}
 }
