@@ -126,11 +126,11 @@ func TestAnyEtcdLosesNoKeyBehindAConnectionThatGoesDeaf(t *testing.T) {
 	etcd, endpoints := anyEtcd(t)
 	client := etcd.Client(t)
 	path := etcdtest.NewPath(t, endpoints[0])
-	p := anyPublisher(t, []string{path.Endpoint()}, "v", discov.WithId(1), discov.WithTTL(4*time.Second))
+	p := anyPublisher(t, []string{path.Endpoint()}, "v", discov.WithId(1), discov.WithTTL(6*time.Second))
 	lease := p.Status().Lease
 	path.DeafenCurrent()
 	deaf := time.Now()
-	etcdtest.RequireSoon(t, 20*time.Second, func() bool { return p.Status().Until.After(deaf.Add(8 * time.Second)) }, "renewals")
+	etcdtest.RequireSoon(t, 20*time.Second, func() bool { return p.Status().Until.After(deaf.Add(12 * time.Second)) }, "renewals")
 	require.Equal(t, lease, p.Status().Lease)
 	require.Len(t, keysUnder(t, client, key), 1)
 	p.Stop()
