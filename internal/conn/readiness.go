@@ -114,21 +114,18 @@ func (r *readiness) because(err error) error {
 	return err
 }
 
-// whyNotReady asks gRPC, with a request that cannot be sent: where it has failed to connect, that is refused with the cause;
-// otherwise it has no time (because: on a late machine the time was over before gRPC looked, and no cause was named).
+// whyNotReady asks gRPC, with a request that it refuses with the cause where it has failed to connect, and that has hardly any
+// time where it is still at it. The time of who asks is over by then, and the link may be left.
 func (r *readiness) whyNotReady() error {
-	failed := r.cc.GetState() == connectivity.TransientFailure
 	within := time.Millisecond
-	if failed {
-		within = causeFor
+	if r.cc.GetState() == connectivity.TransientFailure {
+		within = causeFor // because: on a late machine a millisecond was over before gRPC looked, and no cause was named
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), within)
 	defer cancel()
-	_, err := pb.NewAuthClient(r.cc).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(!failed))
+	_, err := pb.NewAuthClient(r.cc).AuthStatus(ctx, &pb.AuthStatusRequest{}, grpc.WaitForReady(false))
 	switch why := status.Convert(err); why.Code() {
-	case codes.DeadlineExceeded:
-		return err
-	case codes.Unavailable:
+	case codes.DeadlineExceeded, codes.Unavailable:
 		return status.Error(codes.DeadlineExceeded, why.Message())
 	default:
 		return nil

@@ -35,7 +35,7 @@ const (
 	longestWait = 20 * time.Second
 	// lookAfterLeast is how often a link looks after its requests at most.
 	lookAfterLeast = 20 * time.Millisecond
-	// causeFor is how long it is not found out anew why there is no connection.
+	// causeFor is how long it is not found out anew why there is no connection, and how long that takes at most.
 	causeFor = 100 * time.Millisecond
 )
 
