@@ -34,11 +34,11 @@ func bench(ctx context.Context, s settings, out, progress io.Writer) (err error)
 	return rows.Table(out)
 }
 
-// round makes one trial of each kind, size and shape.
+// round makes the trials of a round.
 func (s settings) round(ctx context.Context, round int, file, progress io.Writer) (results.Rows, error) {
 	var rows results.Rows
 	for _, what := range s.plan(round) {
-		fmt.Fprintf(progress, "round %d of %d: %s of %d, %s\n", round+1, s.rounds, what.Shape, what.Size, what.Kind)
+		fmt.Fprintf(progress, "round %d of %d: %s of %d, %s%s\n", round+1, s.rounds, what.Shape, what.Size, what.Kind, note(what))
 		t := trial{settings: s, row: what}
 		row, err := t.run(ctx)
 		if err != nil {
@@ -52,6 +52,16 @@ func (s settings) round(ctx context.Context, round int, file, progress io.Writer
 	return rows, nil
 }
 
+func note(what results.Row) string {
+	if what.Brief {
+		return ", the starts only"
+	}
+	return ""
+}
+
+// briefs is how many trials of the starts alone there are for each whole one of a burst.
+const briefs = 4
+
 // plan returns what is tried in a round, as rows that have found nothing yet. The kinds of one size and shape follow each
 // other, each round from another one on.
 func (s settings) plan(round int) results.Rows {
@@ -61,11 +71,22 @@ func (s settings) plan(round int) results.Rows {
 			if shape == results.Spread && size != slices.Min(s.sizes) {
 				continue
 			}
-			for i := range s.kinds {
-				kind := s.kinds[(i+round)%len(s.kinds)]
-				plan = append(plan, results.Row{Kind: kind, Size: size, Shape: shape, Round: round + 1})
+			if shape == results.Burst {
+				for i := range briefs {
+					plan = append(plan, s.turns(round+i, results.Row{Size: size, Shape: shape, Round: round + 1, Brief: true})...)
+				}
 			}
+			plan = append(plan, s.turns(round, results.Row{Size: size, Shape: shape, Round: round + 1})...)
 		}
 	}
 	return plan
+}
+
+// turns returns the row for each kind, from the first-th one on.
+func (s settings) turns(first int, row results.Row) (turns results.Rows) {
+	for i := range s.kinds {
+		row.Kind = s.kinds[(first+i)%len(s.kinds)]
+		turns = append(turns, row)
+	}
+	return turns
 }

@@ -10,6 +10,14 @@ type use struct {
 	process, etcd float64
 }
 
+func (u use) plus(v use) use  { return use{u.process + v.process, u.etcd + v.etcd} }
+func (u use) minus(v use) use { return use{u.process - v.process, u.etcd - v.etcd} }
+
+// uses are those of a trial's own pair and of the idle one, in the same time.
+type uses struct {
+	own, idle use
+}
+
 // A pair is a process that registers and its etcd.
 type pair struct {
 	registrar *child

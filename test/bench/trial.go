@@ -19,6 +19,8 @@ const (
 	settling = time.Second
 	// aftermath is when the last Stop is long over, and what it left is there to stay.
 	aftermath = 5 * time.Second
+	// idleShare is how many times shorter than at rest the pairs are watched before there is anything to do.
+	idleShare = 3
 )
 
 // A trial is one run of one kind, from the first registration to what is left after the last.
@@ -30,6 +32,7 @@ type trial struct {
 	admin *clientv3.Client // beside the registrations, and silent while etcd is measured
 
 	before  Footprint
+	empty   uses        // before the first registration
 	settled metrics     // a moment after the last registration
 	row     results.Row // its first fields say what is tried; each step fills in what it finds
 }
@@ -50,12 +53,31 @@ func (t *trial) run(ctx context.Context) (row results.Row, err error) {
 	}
 	defer t.admin.Close()
 
-	for _, step := range []func(context.Context) error{t.register, t.rest, t.weigh, t.revoke, t.stop, t.leave} {
+	steps := []func(context.Context) error{t.idleFirst, t.register, t.rest, t.weigh, t.revoke, t.stop, t.leave}
+	if t.row.Brief {
+		steps = []func(context.Context) error{t.register}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return row, err
 		}
 	}
 	return t.row, nil
+}
+
+// idleFirst measures what is used before there is anything to do.
+func (t *trial) idleFirst(ctx context.Context) (err error) {
+	t.empty, err = t.watch(ctx, t.settings.steady/idleShare)
+	return err
+}
+
+// watch measures what both pairs use for so long.
+func (t *trial) watch(ctx context.Context, d time.Duration) (u uses, err error) {
+	u.idle, err = t.idle.watch(func() (err error) {
+		u.own, err = t.own.watch(func() error { return pause(ctx, d) })
+		return err
+	})
+	return u, err
 }
 
 func (t *trial) register(ctx context.Context) error {
@@ -85,11 +107,7 @@ func (t *trial) register(ctx context.Context) error {
 
 func (t *trial) rest(ctx context.Context) error {
 	began := time.Now()
-	var used use
-	idle, err := t.idle.watch(func() (err error) {
-		used, err = t.own.watch(func() error { return pause(ctx, t.settings.steady) })
-		return err
-	})
+	full, err := t.watch(ctx, t.settings.steady)
 	if err != nil {
 		return err
 	}
@@ -99,9 +117,12 @@ func (t *trial) rest(ctx context.Context) error {
 	}
 	aSecond := after.since(t.settled, time.Since(began).Seconds())
 	t.row.KeepalivesPerS, t.row.RangesPerS = aSecond["LeaseKeepAlive"], aSecond["Range"]
+	// Two idle etcds differ by up to half of what they use, for as long as they run: each has tickers, which fall together
+	// or do not. So the own one is compared with itself, and the other tells how the machine has changed meanwhile.
+	idle := t.empty.own.plus(full.idle).minus(t.empty.idle)
+	net := full.own.minus(idle)
 	t.row.IdleCPUPercent, t.row.IdleEtcdCPUPercent = idle.process, idle.etcd
-	t.row.RestCPUPercent = used.process - idle.process
-	t.row.RestEtcdCPUPercent = used.etcd - idle.etcd
+	t.row.RestCPUPercent, t.row.RestEtcdCPUPercent = net.process, net.etcd
 	return nil
 }
 

@@ -30,6 +30,7 @@ type Row struct {
 	Size  int    `json:"size"`
 	Shape string `json:"shape"`
 	Round int    `json:"round"`
+	Brief bool   `json:"brief,omitempty"` // whether only the cost of the starts was measured
 
 	RegisterMS              float64            `json:"register_ms"`
 	RegisterCPUMS           float64            `json:"register_cpu_ms"`
@@ -40,7 +41,7 @@ type Row struct {
 	KeepalivesPerS     float64 `json:"rest_keepalives_per_s"`
 	RangesPerS         float64 `json:"rest_ranges_per_s"`
 
-	IdleCPUPercent     float64 `json:"idle_cpu_percent_of_core"` // already taken off the two above
+	IdleCPUPercent     float64 `json:"idle_cpu_percent_of_core"` // both already taken off the two above
 	IdleEtcdCPUPercent float64 `json:"idle_etcd_cpu_percent_of_core"`
 
 	BytesPerRegistration      float64 `json:"memory_bytes_per_registration"`
@@ -98,15 +99,17 @@ func (rs Rows) Of(kind string, size int, shape string) Rows {
 	return of
 }
 
-// Median returns the median of a figure over the rows. It is NaN where there are no rows, and infinite where what the
+// Median returns the median of a figure over the rows that have it. It is NaN where none has, and infinite where what the
 // figure measures did not happen in half of them.
 func (rs Rows) Median(f Figure) float64 {
-	if len(rs) == 0 {
-		return math.NaN()
-	}
 	var values []float64
 	for _, r := range rs {
-		values = append(values, f.Of(r))
+		if f.OfStart || !r.Brief {
+			values = append(values, f.Of(r))
+		}
+	}
+	if len(values) == 0 {
+		return math.NaN()
 	}
 	slices.Sort(values)
 	low, high := values[(len(values)-1)/2], values[len(values)/2]

@@ -39,6 +39,14 @@ func TestMedianOfAnEvenNumberLiesBetweenTheMiddleTwo(t *testing.T) {
 	require.True(t, math.IsNaN(results.Rows{}.Median(results.Register)))
 }
 
+func TestABriefRowCountsForTheStartsOnly(t *testing.T) {
+	t.Parallel()
+	rows := results.Rows{{RegisterMS: 1, StopMS: new(5.0)}, {RegisterMS: 3, Brief: true}}
+	require.InDelta(t, 2, rows.Median(results.Register), 0)
+	require.InDelta(t, 5, rows.Median(results.Stop), 0)
+	require.True(t, math.IsNaN(rows[1:].Median(results.Stop)))
+}
+
 func TestWhatHalfOfTheRowsNeverSawHasNoMedian(t *testing.T) {
 	t.Parallel()
 	ms := 5.0
