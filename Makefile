@@ -62,7 +62,7 @@ chaos: ## Break a real etcd at random, and run the tests that take minutes: make
 # The benchmark is a module of its own, so that what it compares with never reaches our go.mod.
 .PHONY: bench
 bench: ROUNDS ?= 3
-bench: ## Measure beside raw clientv3 and go-zero, for 40 minutes: make bench SIZES=1000,10000 ROUNDS=3 STEADY=70s.
+bench: ## Measure beside raw clientv3 and go-zero, for 55 minutes: make bench SIZES=1000,10000 ROUNDS=3 STEADY=70s.
 	@mkdir -p bin
 	cd test/bench && go run . -sizes $(SIZES) -rounds $(ROUNDS) -steady $(STEADY) -out $(CURDIR)/bin/bench.json
 	cd test/bench && go run ./plot -in $(CURDIR)/bin/bench.json -out $(CURDIR)/bin/bench.svg
