@@ -30,7 +30,7 @@ func bench(ctx context.Context, s settings, out, progress io.Writer) (err error)
 		}
 		rows = append(rows, found...)
 	}
-	fmt.Fprintf(out, "Medians; -rounds %d -steady %v -at-once %d\n", s.rounds, s.steady, s.atOnce)
+	fmt.Fprintf(out, "Medians; -rounds %d -steady %v -at-once %d; %d starts a round\n", s.rounds, s.steady, s.atOnce, s.briefs)
 	return rows.Table(out)
 }
 
@@ -38,7 +38,7 @@ func bench(ctx context.Context, s settings, out, progress io.Writer) (err error)
 func (s settings) round(ctx context.Context, round int, file, progress io.Writer) (results.Rows, error) {
 	var rows results.Rows
 	for _, what := range s.plan(round) {
-		fmt.Fprintf(progress, "round %d of %d: %s of %d, %s%s\n", round+1, s.rounds, what.Shape, what.Size, what.Kind, note(what))
+		fmt.Fprintf(progress, "round %d of %d: %s of %d, %s%s\n", round+1, s.rounds, what.Shape, what.Size, what.Kind, extent(what))
 		t := trial{settings: s, row: what}
 		row, err := t.run(ctx)
 		if err != nil {
@@ -52,18 +52,16 @@ func (s settings) round(ctx context.Context, round int, file, progress io.Writer
 	return rows, nil
 }
 
-func note(what results.Row) string {
+// extent says which part of the row is tried.
+func extent(what results.Row) string {
 	if what.Brief {
 		return ", the starts only"
 	}
 	return ""
 }
 
-// briefs is how many trials of the starts alone there are for each whole one of a burst.
-const briefs = 4
-
-// plan returns what is tried in a round, as rows that have found nothing yet. The kinds of one size and shape follow each
-// other, each round from another one on.
+// plan returns what is tried in a round, as rows that have found nothing yet: of each size and shape one trial of each
+// kind, and before those of a burst the brief ones. Each turn of the kinds begins with another one, as does each round.
 func (s settings) plan(round int) results.Rows {
 	var plan results.Rows
 	for _, size := range s.sizes {
@@ -72,11 +70,11 @@ func (s settings) plan(round int) results.Rows {
 				continue
 			}
 			if shape == results.Burst {
-				for i := range briefs {
+				for i := range s.briefs {
 					plan = append(plan, s.turns(round+i, results.Row{Size: size, Shape: shape, Round: round + 1, Brief: true})...)
 				}
 			}
-			plan = append(plan, s.turns(round, results.Row{Size: size, Shape: shape, Round: round + 1})...)
+			plan = append(plan, s.turns(round+s.briefs, results.Row{Size: size, Shape: shape, Round: round + 1})...)
 		}
 	}
 	return plan

@@ -25,7 +25,7 @@ func smoke(t *testing.T, shape string, kinds ...string) (string, results.Rows) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "rows.json")
 	s := settings{
-		sizes: []int{20}, rounds: 1, steady: 2 * time.Second, atOnce: 10,
+		sizes: []int{20}, rounds: 1, briefs: 1, steady: 2 * time.Second, atOnce: 10,
 		shapes: []string{shape}, kinds: kinds, out: name,
 	}
 	var table strings.Builder
@@ -54,7 +54,7 @@ func TestEachFigureIsThereAndNothingOfOursIsLeft(t *testing.T) {
 		}
 	}
 	require.Equal(t, len(allKinds), whole)
-	require.Len(t, rows, (1+briefs)*whole)
+	require.Len(t, rows, 2*whole)
 	require.Contains(t, table, "20 registrations")
 	require.Contains(t, table, "requests per registration: LeaseGrant")
 	require.NotContains(t, table, "spread")
@@ -82,7 +82,8 @@ func requireFigures(t *testing.T, r results.Row) {
 	t.Helper()
 	require.NotZero(t, r.RestCPUPercent, r.Kind)
 	require.NotZero(t, r.RestEtcdCPUPercent, r.Kind)
-	require.Positive(t, r.IdleEtcdCPUPercent, r.Kind)
+	require.Positive(t, r.BaseEtcdCPUPercent, r.Kind)
+	require.NotZero(t, r.DriftEtcdCPUPercent, r.Kind)
 	require.NotZero(t, r.BytesPerRegistration, r.Kind)
 	require.Positive(t, r.GoroutinesPerRegistration, r.Kind)
 	require.Equal(t, r.Kind != results.Raw, r.BackMS != nil, r.Kind)
@@ -99,7 +100,7 @@ func requireNothingLeft(t *testing.T, r results.Row) {
 
 func TestKindsTakeTurnsAndSpreadIsOfTheSmallestSize(t *testing.T) {
 	t.Parallel()
-	s := settings{sizes: []int{20, 10}, shapes: allShapes, kinds: []string{results.Raw, results.Discov}}
+	s := settings{sizes: []int{20, 10}, briefs: 2, shapes: allShapes, kinds: []string{results.Raw, results.Discov}}
 	plan := s.plan(1)
 	require.Equal(t, results.Rows{
 		{Kind: results.Discov, Size: 20, Shape: results.Burst, Round: 2},
@@ -115,7 +116,16 @@ func TestKindsTakeTurnsAndSpreadIsOfTheSmallestSize(t *testing.T) {
 		{Kind: results.Raw, Size: 20, Shape: results.Burst, Round: 2, Brief: true},
 		{Kind: results.Discov, Size: 20, Shape: results.Burst, Round: 2, Brief: true},
 	}, plan[:4])
-	require.Len(t, plan, 6+2*2*briefs)
+	require.Len(t, plan, 6+2*2*s.briefs)
+}
+
+func TestRestIsWhatIsUsedMoreThanBeforeLessTheDrift(t *testing.T) {
+	t.Parallel()
+	base := uses{own: use{process: 1, etcd: 7}, idle: use{process: 2, etcd: 5}}
+	rest := uses{own: use{process: 11, etcd: 40}, idle: use{process: 5, etcd: 9}}
+	net, drift := rest.since(base)
+	require.Equal(t, use{process: 3, etcd: 4}, drift)
+	require.Equal(t, use{process: 7, etcd: 29}, net)
 }
 
 func TestFlagsThatAreWrongAreNamed(t *testing.T) {
@@ -138,7 +148,7 @@ func TestFlagsSetWhatTheySay(t *testing.T) {
 	s, err := parse(strings.Fields("-sizes 5,7 -rounds 2 -steady 3s -at-once 4 -shapes spread -kinds raw,discov -out f"), io.Discard)
 	require.NoError(t, err)
 	require.Equal(t, settings{
-		sizes: []int{5, 7}, rounds: 2, steady: 3 * time.Second, atOnce: 4,
+		sizes: []int{5, 7}, rounds: 2, briefs: 4, steady: 3 * time.Second, atOnce: 4,
 		shapes: []string{results.Spread}, kinds: []string{results.Raw, results.Discov}, out: "f",
 	}, s)
 }

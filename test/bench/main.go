@@ -18,17 +18,19 @@
 //
 // # The figures
 //
-// Each row of -out is one run, and each cell of the table the median of the rounds.
+// Each row of -out is one run, and each cell of the table the median of those that have the figure: of the brief ones for
+// register and requests per registration, of the whole ones, one a round, for all else. A brief one, of a burst only, ends
+// a second after the last start; there are four a round, since a burst of 1,000 takes a quarter of a second, and the next
+// one differs by a third of that.
 //
 //   - register: from the first start to the last return, the connection's set-up included; and the CPU time of the process
-//     in that window. In a spread it is a third of the TTL at least. A burst of 1,000 takes a quarter of a second, and the
-//     next one differs by a third of that; so each round has four more trials of the starts alone, "brief" in their rows.
+//     in that window.
 //   - requests per registration: what etcd counted until a second later, by gRPC method: calls, and the messages of
 //     streams. The second is for what begins after a return, as raw's first renewals and go-zero's watches do.
-//   - at rest: over -steady, from then on: the CPU of the process and that of etcd, in percent of a core, less what both
-//     used before the first start, in a third of that time, and less what an idle process of this program and an idle etcd
-//     beside them use more by now (two idle etcds differ by up to 0.2 % of a core for as long as they run); the
-//     LeaseKeepAlive messages and the Range calls that etcd counted. What is taken off is in the row.
+//   - at rest: over -steady, from a second after the last start: the CPU of the process and that of etcd, in percent of a
+//     core, less the same percentages before the first start (over a third of -steady), less what an idle process of this
+//     program and an idle etcd beside them use more than at that time; the LeaseKeepAlive messages and the Range calls that
+//     etcd counted. What is taken off is in the row.
 //   - memory, goroutines: after that, the heap and the stacks in use after a garbage collection, and the goroutines, less
 //     those from before the first start.
 //   - back: another client revokes all leases, as quickly as -at-once allows; from its last answer until all keys are there

@@ -10,12 +10,19 @@ type use struct {
 	process, etcd float64
 }
 
-func (u use) plus(v use) use  { return use{u.process + v.process, u.etcd + v.etcd} }
 func (u use) minus(v use) use { return use{u.process - v.process, u.etcd - v.etcd} }
 
 // uses are those of a trial's own pair and of the idle one, in the same time.
 type uses struct {
 	own, idle use
+}
+
+// since returns what the own pair uses more than in base, less the drift: what the idle one uses more, which is the
+// machine's doing. The two are not compared with each other, since two idle etcds have differed by 0.2 % of a core for as
+// long as they ran.
+func (u uses) since(base uses) (net, drift use) {
+	drift = u.idle.minus(base.idle)
+	return u.own.minus(base.own).minus(drift), drift
 }
 
 // A pair is a process that registers and its etcd.

@@ -22,6 +22,7 @@ var (
 type settings struct {
 	sizes  []int
 	rounds int
+	briefs int // trials of the starts alone, for each whole one of a burst
 	steady time.Duration
 	atOnce int
 	shapes []string
@@ -32,7 +33,7 @@ type settings struct {
 // parse reads the flags. What is wrong with them it writes to errs, too, with their usage.
 func parse(args []string, errs io.Writer) (settings, error) {
 	s := settings{
-		sizes: []int{1000, 10000}, rounds: 3, steady: 70 * time.Second, atOnce: 50,
+		sizes: []int{1000, 10000}, rounds: 3, briefs: 4, steady: 70 * time.Second, atOnce: 50,
 		shapes: allShapes, kinds: allKinds,
 	}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)

@@ -19,11 +19,12 @@ const (
 	settling = time.Second
 	// aftermath is when the last Stop is long over, and what it left is there to stay.
 	aftermath = 5 * time.Second
-	// idleShare is how many times shorter than at rest the pairs are watched before there is anything to do.
-	idleShare = 3
+	// baseRatio is how many times shorter than at rest the pairs are watched before the first start.
+	baseRatio = 3
 )
 
-// A trial is one run of one kind, from the first registration to what is left after the last.
+// A trial is one run of one kind: from a process that does nothing to what is left after the last Stop, or of the starts
+// alone.
 type trial struct {
 	settings settings
 
@@ -32,7 +33,7 @@ type trial struct {
 	admin *clientv3.Client // beside the registrations, and silent while etcd is measured
 
 	before  Footprint
-	empty   uses        // before the first registration
+	base    uses        // before the first start
 	settled metrics     // a moment after the last registration
 	row     results.Row // its first fields say what is tried; each step fills in what it finds
 }
@@ -53,7 +54,7 @@ func (t *trial) run(ctx context.Context) (row results.Row, err error) {
 	}
 	defer t.admin.Close()
 
-	steps := []func(context.Context) error{t.idleFirst, t.register, t.rest, t.weigh, t.revoke, t.stop, t.leave}
+	steps := []func(context.Context) error{t.baseline, t.register, t.rest, t.weigh, t.revoke, t.stop, t.leave}
 	if t.row.Brief {
 		steps = []func(context.Context) error{t.register}
 	}
@@ -65,9 +66,12 @@ func (t *trial) run(ctx context.Context) (row results.Row, err error) {
 	return t.row, nil
 }
 
-// idleFirst measures what is used before there is anything to do.
-func (t *trial) idleFirst(ctx context.Context) (err error) {
-	t.empty, err = t.watch(ctx, t.settings.steady/idleShare)
+// baseline measures what is used before there is anything to do.
+func (t *trial) baseline(ctx context.Context) (err error) {
+	if err := pause(ctx, settling); err != nil {
+		return err
+	}
+	t.base, err = t.watch(ctx, t.settings.steady/baseRatio)
 	return err
 }
 
@@ -117,12 +121,10 @@ func (t *trial) rest(ctx context.Context) error {
 	}
 	aSecond := after.since(t.settled, time.Since(began).Seconds())
 	t.row.KeepalivesPerS, t.row.RangesPerS = aSecond["LeaseKeepAlive"], aSecond["Range"]
-	// Two idle etcds differ by up to half of what they use, for as long as they run: each has tickers, which fall together
-	// or do not. So the own one is compared with itself, and the other tells how the machine has changed meanwhile.
-	idle := t.empty.own.plus(full.idle).minus(t.empty.idle)
-	net := full.own.minus(idle)
-	t.row.IdleCPUPercent, t.row.IdleEtcdCPUPercent = idle.process, idle.etcd
+	net, drift := full.since(t.base)
 	t.row.RestCPUPercent, t.row.RestEtcdCPUPercent = net.process, net.etcd
+	t.row.BaseCPUPercent, t.row.BaseEtcdCPUPercent = t.base.own.process, t.base.own.etcd
+	t.row.DriftCPUPercent, t.row.DriftEtcdCPUPercent = drift.process, drift.etcd
 	return nil
 }
 

@@ -29,8 +29,9 @@ func write(t *testing.T, rows ...results.Row) string {
 func TestThePictureShowsTheMediansOfTheBurst(t *testing.T) {
 	t.Parallel()
 	in := write(t,
-		results.Row{Kind: results.Raw, Size: 20, Shape: results.Burst, RegisterMS: 321},
-		results.Row{Kind: results.Discov, Size: 20, Shape: results.Burst, RegisterMS: 654, RestEtcdCPUPercent: -0.25},
+		results.Row{Kind: results.Raw, Size: 20, Shape: results.Burst, Brief: true, RegisterMS: 321},
+		results.Row{Kind: results.Discov, Size: 20, Shape: results.Burst, Brief: true, RegisterMS: 654},
+		results.Row{Kind: results.Discov, Size: 20, Shape: results.Burst, RestEtcdCPUPercent: -0.25},
 		results.Row{Kind: results.Discov, Size: 20, Shape: results.Spread, RegisterMS: 987},
 	)
 	out := filepath.Join(t.TempDir(), "picture.svg")

@@ -8,15 +8,15 @@ import (
 
 // A Figure is one of the things that a row has measured.
 type Figure struct {
-	Name    string // with its unit
-	Of      func(Row) float64
-	OfStart bool // whether brief rows have it, too
+	Name     string // with its unit
+	Of       func(Row) float64
+	OfStarts bool // whether it is that of brief rows: in the others a long idle time has come before the starts
 }
 
 // The figures, in the units in which they are shown. One that is infinite stands for what did not happen.
 var (
-	Register    = Figure{Name: "register, ms", Of: func(r Row) float64 { return r.RegisterMS }, OfStart: true}
-	RegisterCPU = Figure{Name: "register, CPU ms", Of: func(r Row) float64 { return r.RegisterCPUMS }, OfStart: true}
+	Register    = Figure{Name: "register, ms", Of: func(r Row) float64 { return r.RegisterMS }, OfStarts: true}
+	RegisterCPU = Figure{Name: "register, CPU ms", Of: func(r Row) float64 { return r.RegisterCPUMS }, OfStarts: true}
 	RestCPU     = Figure{Name: "at rest, CPU % of a core", Of: func(r Row) float64 { return r.RestCPUPercent }}
 	RestEtcdCPU = Figure{Name: "at rest, etcd's CPU % of a core", Of: func(r Row) float64 { return r.RestEtcdCPUPercent }}
 	Keepalives  = Figure{Name: "at rest, keepalives a second", Of: func(r Row) float64 { return r.KeepalivesPerS }}
@@ -39,19 +39,22 @@ func orNever(ms *float64) float64 {
 	return *ms
 }
 
-// Requests returns a figure for each gRPC method that any of the rows has seen, by name.
+// Requests returns a figure for each gRPC method that any brief row has seen, by name.
 func (rs Rows) Requests() []Figure {
 	methods := map[string]bool{}
 	for _, r := range rs {
 		for method := range r.RequestsPerRegistration {
-			methods[method] = true
+			if r.Brief {
+				methods[method] = true
+			}
 		}
 	}
 	var figures []Figure
 	for _, method := range slices.Sorted(maps.Keys(methods)) {
 		figures = append(figures, Figure{
-			Name: "requests per registration: " + method,
-			Of:   func(r Row) float64 { return r.RequestsPerRegistration[method] },
+			Name:     "requests per registration: " + method,
+			Of:       func(r Row) float64 { return r.RequestsPerRegistration[method] },
+			OfStarts: true,
 		})
 	}
 	return figures

@@ -30,7 +30,7 @@ type Row struct {
 	Size  int    `json:"size"`
 	Shape string `json:"shape"`
 	Round int    `json:"round"`
-	Brief bool   `json:"brief,omitempty"` // whether only the cost of the starts was measured
+	Brief bool   `json:"brief,omitempty"` // only the starts were tried: what follows their requests is unset, not 0 or never
 
 	RegisterMS              float64            `json:"register_ms"`
 	RegisterCPUMS           float64            `json:"register_cpu_ms"`
@@ -41,8 +41,12 @@ type Row struct {
 	KeepalivesPerS     float64 `json:"rest_keepalives_per_s"`
 	RangesPerS         float64 `json:"rest_ranges_per_s"`
 
-	IdleCPUPercent     float64 `json:"idle_cpu_percent_of_core"` // both already taken off the two above
-	IdleEtcdCPUPercent float64 `json:"idle_etcd_cpu_percent_of_core"`
+	// What is already taken off RestCPUPercent and RestEtcdCPUPercent: what the same two used before the first start, and
+	// what the idle two use more than at that time.
+	BaseCPUPercent      float64 `json:"base_cpu_percent_of_core"`
+	BaseEtcdCPUPercent  float64 `json:"base_etcd_cpu_percent_of_core"`
+	DriftCPUPercent     float64 `json:"drift_cpu_percent_of_core"`
+	DriftEtcdCPUPercent float64 `json:"drift_etcd_cpu_percent_of_core"`
 
 	BytesPerRegistration      float64 `json:"memory_bytes_per_registration"`
 	GoroutinesPerRegistration float64 `json:"goroutines_per_registration"`
@@ -104,7 +108,7 @@ func (rs Rows) Of(kind string, size int, shape string) Rows {
 func (rs Rows) Median(f Figure) float64 {
 	var values []float64
 	for _, r := range rs {
-		if f.OfStart || !r.Brief {
+		if f.OfStarts == r.Brief {
 			values = append(values, f.Of(r))
 		}
 	}

@@ -33,18 +33,25 @@ func TestReadNamesTheRowThatIsBroken(t *testing.T) {
 
 func TestMedianOfAnEvenNumberLiesBetweenTheMiddleTwo(t *testing.T) {
 	t.Parallel()
-	rows := results.Rows{{RegisterMS: 9}, {RegisterMS: 1}, {RegisterMS: 3}, {RegisterMS: 2}}
-	require.InDelta(t, 2.5, rows.Median(results.Register), 0)
-	require.InDelta(t, 2, rows[1:].Median(results.Register), 0)
-	require.True(t, math.IsNaN(results.Rows{}.Median(results.Register)))
+	rows := results.Rows{{LeftKeys: 9}, {LeftKeys: 1}, {LeftKeys: 3}, {LeftKeys: 2}}
+	require.InDelta(t, 2.5, rows.Median(results.LeftKeys), 0)
+	require.InDelta(t, 2, rows[1:].Median(results.LeftKeys), 0)
+	require.True(t, math.IsNaN(results.Rows{}.Median(results.LeftKeys)))
 }
 
-func TestABriefRowCountsForTheStartsOnly(t *testing.T) {
+func TestTheStartsAreThoseOfBriefRowsAndAllElseOfTheOthers(t *testing.T) {
 	t.Parallel()
-	rows := results.Rows{{RegisterMS: 1, StopMS: new(5.0)}, {RegisterMS: 3, Brief: true}}
-	require.InDelta(t, 2, rows.Median(results.Register), 0)
+	rows := results.Rows{
+		{RegisterMS: 1, StopMS: new(5.0), RequestsPerRegistration: map[string]float64{"Txn": 1}},
+		{RegisterMS: 3, Brief: true, RequestsPerRegistration: map[string]float64{"Put": 2}},
+	}
+	require.InDelta(t, 3, rows.Median(results.Register), 0)
 	require.InDelta(t, 5, rows.Median(results.Stop), 0)
 	require.True(t, math.IsNaN(rows[1:].Median(results.Stop)))
+	requests := rows.Requests()
+	require.Len(t, requests, 1)
+	require.Contains(t, requests[0].Name, "Put")
+	require.InDelta(t, 2, rows.Median(requests[0]), 0)
 }
 
 func TestWhatHalfOfTheRowsNeverSawHasNoMedian(t *testing.T) {
@@ -59,8 +66,10 @@ func TestWhatHalfOfTheRowsNeverSawHasNoMedian(t *testing.T) {
 func TestTableShowsMediansRatiosAndWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	rows := results.Rows{
-		{Kind: results.Raw, Size: 20, Shape: results.Burst, RegisterMS: 10},
-		{Kind: results.Discov, Size: 20, Shape: results.Burst, RegisterMS: 15},
+		{Kind: results.Raw, Size: 20, Shape: results.Burst, Brief: true, RegisterMS: 10},
+		{Kind: results.Discov, Size: 20, Shape: results.Burst, Brief: true, RegisterMS: 15},
+		{Kind: results.Raw, Size: 20, Shape: results.Burst},
+		{Kind: results.Discov, Size: 20, Shape: results.Burst},
 	}
 	var table bytes.Buffer
 	require.NoError(t, rows.Table(&table))
