@@ -30,7 +30,7 @@ func bench(ctx context.Context, s settings, out, progress io.Writer) (err error)
 		}
 		rows = append(rows, found...)
 	}
-	fmt.Fprintf(out, "Medians; -rounds %d -steady %v -at-once %d; %d starts a round\n", s.rounds, s.steady, s.atOnce, s.briefs)
+	fmt.Fprintf(out, "Medians; -rounds %d -steady %v -at-once %d; %d brief trials a round\n", s.rounds, s.steady, s.atOnce, s.briefs)
 	return rows.Table(out)
 }
 

@@ -43,10 +43,11 @@ func orNever(ms *float64) float64 {
 func (rs Rows) Requests() []Figure {
 	methods := map[string]bool{}
 	for _, r := range rs {
+		if !r.Brief {
+			continue
+		}
 		for method := range r.RequestsPerRegistration {
-			if r.Brief {
-				methods[method] = true
-			}
+			methods[method] = true
 		}
 	}
 	var figures []Figure
