@@ -1,6 +1,7 @@
 package discov_test
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -328,7 +329,7 @@ func (c *chaos) requireAsAsked(since time.Time) {
 		}
 	}
 	for {
-		wrong := c.wrong(there)
+		wrong := cmp.Or(c.wrongKeys(there), c.wrongLeases(len(there)))
 		if wrong == "" {
 			c.tell("all true after %v", time.Since(since).Round(time.Millisecond))
 			return

@@ -190,10 +190,10 @@ func TestCallsAtTheInstantOfAFaultEndInWhatWasAskedForLast(t *testing.T) {
 		calls.Wait()
 		if round%2 == 0 {
 			require.NoError(t, pub.pauseIn(4*time.Second), fault.name)
-			s.requireGone(time.Now(), 100*time.Millisecond)
+			s.requireGone(time.Now(), atOnce)
 		}
 		require.NoError(t, pub.resumeIn(4*time.Second), fault.name)
-		s.requireTrue(time.Now(), 100*time.Millisecond, pub)
+		s.requireTrue(time.Now(), atOnce, pub)
 	}
 }
 

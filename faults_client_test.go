@@ -29,7 +29,7 @@ func TestTheCallersClientClosedUnderUsIsNamedAndBoundedAndLeavesNoGoroutine(t *t
 	t.Parallel()
 	const bound = time.Second
 	s := onServer(t)
-	s.etcd.Leases(t) // opens the test's own client
+	s.etcd.LeaseIDs(t) // opens the test's own client
 	client := ownClient(t, s.endpoints...)
 	s.endpoints = nil
 	s.opts = []discov.PubOption{discov.WithClient(client), discov.WithTTL(2 * time.Second), discov.WithTimeout(bound)}

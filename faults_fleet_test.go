@@ -121,8 +121,6 @@ func (f *fleet) requireBack(t *testing.T, etcd *etcdtest.Server, what string, si
 func revokeAll(t testing.TB, etcd *etcdtest.Server) {
 	t.Helper()
 	client := etcd.Client(t)
-	resp, err := client.Leases(t.Context())
-	require.NoError(t, err)
 	ids := make(chan clientv3.LeaseID)
 	var workers sync.WaitGroup
 	for range 64 {
@@ -134,8 +132,8 @@ func revokeAll(t testing.TB, etcd *etcdtest.Server) {
 			}
 		})
 	}
-	for _, lease := range resp.Leases {
-		ids <- lease.ID
+	for _, id := range etcd.LeaseIDs(t) {
+		ids <- id
 	}
 	close(ids)
 	workers.Wait()

@@ -149,15 +149,22 @@ func (a *access) do(t testing.TB, what string, call func(context.Context, *clien
 // Leases returns how many leases there are.
 func (a *access) Leases(t testing.TB) int {
 	t.Helper()
-	n := 0
+	return len(a.LeaseIDs(t))
+}
+
+// LeaseIDs returns the leases that there are.
+func (a *access) LeaseIDs(t testing.TB) (ids []clientv3.LeaseID) {
+	t.Helper()
 	a.do(t, "list leases", func(ctx context.Context, c *clientv3.Client) error {
 		resp, err := c.Leases(ctx)
 		if err == nil {
-			n = len(resp.Leases)
+			for _, lease := range resp.Leases {
+				ids = append(ids, lease.ID)
+			}
 		}
 		return err
 	})
-	return n
+	return ids
 }
 
 // RequireLeases fails the test unless there are n leases now.
