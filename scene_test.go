@@ -170,21 +170,19 @@ type meter struct {
 	late  map[time.Time]time.Duration
 }
 
-const meterTick = 5 * time.Millisecond
-
 func newMeter(t *testing.T) *meter {
 	m := &meter{began: time.Now(), late: map[time.Time]time.Duration{}}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
 		for {
-			slept := time.Now()
 			select {
-			case <-time.After(meterTick):
 			case <-stop:
 				return
+			default:
 			}
-			if late := time.Since(slept) - meterTick; late > meterTick {
+			slept := time.Now()
+			if late := etcdtest.Doze(); late > 0 {
 				m.mu.Lock()
 				m.late[slept] = late
 				m.mu.Unlock()
