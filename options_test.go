@@ -114,11 +114,10 @@ func TestBadInputIsNamed(t *testing.T) {
 			t.Parallel()
 			opts := append([]PubOption{WithTimeout(200 * time.Millisecond)}, c.opts...)
 			p := NewPublisher(c.endpoints, c.key, c.value, opts...)
-			began := time.Now()
-			err := p.KeepAlive()
+			var err error
+			requireWithin(t, 200*time.Millisecond, func() { err = p.KeepAlive() })
 			if c.want != nil {
 				require.ErrorIs(t, err, c.want)
-				require.Less(t, time.Since(began), 200*time.Millisecond, "nothing is dialled")
 			}
 			require.ErrorContains(t, err, "discov: ")
 			require.ErrorContains(t, err, c.mentions)
