@@ -1,7 +1,6 @@
 package discov_test
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -329,7 +328,10 @@ func (c *chaos) requireAsAsked(since time.Time) {
 		}
 	}
 	for {
-		wrong := cmp.Or(c.wrongKeys(there), c.wrongLeases(len(there)))
+		wrong := c.wrongKeys(there)
+		if wrong == "" {
+			wrong = c.wrongLeases(len(there))
+		}
 		if wrong == "" {
 			c.tell("all true after %v", time.Since(since).Round(time.Millisecond))
 			return

@@ -161,6 +161,7 @@ func TestAPauseAndAResumeInAnOutageEndInTheKeyBeingThere(t *testing.T) {
 
 func TestCallsAtTheInstantOfAFaultEndInWhatWasAskedForLast(t *testing.T) {
 	t.Parallel()
+	const within = 200 * time.Millisecond // etcd may tell a watch that has just begun 100 ms late
 	s := onPath(t)
 	pub := s.publish("a:0", discov.WithId(7), discov.WithTTL(5*time.Second), discov.WithTimeout(4*time.Second))
 	faults := []struct {
@@ -190,10 +191,10 @@ func TestCallsAtTheInstantOfAFaultEndInWhatWasAskedForLast(t *testing.T) {
 		calls.Wait()
 		if round%2 == 0 {
 			require.NoError(t, pub.pauseIn(4*time.Second), fault.name)
-			s.requireGone(time.Now(), atOnce)
+			s.requireGone(time.Now(), within)
 		}
 		require.NoError(t, pub.resumeIn(4*time.Second), fault.name)
-		s.requireTrue(time.Now(), atOnce, pub)
+		s.requireTrue(time.Now(), within, pub)
 	}
 }
 

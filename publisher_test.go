@@ -470,10 +470,10 @@ func TestStopInAnOutageSaysWhenTheKeyIsGoneAndGivesUpAfterOneTTL(t *testing.T) {
 	srv := quickEtcd(t)
 	p := published(t, srv.Endpoints(), WithTTL(2*time.Second), WithTimeout(500*time.Millisecond))
 	srv.Stop()
-	began, inTime := time.Now(), judge(t)
+	inTime, began := judge(t), time.Now()
 
-	var err error
-	requireWithin(t, 500*time.Millisecond, func() { err = p.StopContext(context.Background()) })
+	err := p.StopContext(context.Background())
+	require.True(t, inTime(time.Since(began), 500*time.Millisecond), "the call is bounded")
 	var withdraw *WithdrawError
 	require.ErrorAs(t, err, &withdraw)
 	require.Equal(t, testFullKey, withdraw.Key)
@@ -485,7 +485,7 @@ func TestStopInAnOutageSaysWhenTheKeyIsGoneAndGivesUpAfterOneTTL(t *testing.T) {
 
 	awaitState(t, p, StateStopped)
 	took := time.Since(began)
-	require.Greater(t, took, time.Second, "it goes on until the lease has ended")
+	require.GreaterOrEqual(t, took, 1300*time.Millisecond, "it goes on until the lease has ended")
 	require.True(t, inTime(took, 2*time.Second+600*time.Millisecond), "it gives up then")
 	require.Empty(t, connections.conns)
 	require.ErrorAs(t, p.StopContext(context.Background()), &withdraw, "later calls tell the same end")
