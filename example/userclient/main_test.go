@@ -97,7 +97,6 @@ func TestCallsEveryInstanceAndLosesNoCallWhenOneReplacesAnother(t *testing.T) {
 	before := len(out.String())
 	require.Eventually(t, func() bool { return strings.Count(out.String()[before:], "is second") >= 3 },
 		patience, 10*time.Millisecond)
-	assert.NotContains(t, out.String()[before:], "is first")
 	assert.NotContains(t, out.String(), "error", "a call failed")
 }
 
