@@ -190,7 +190,7 @@ func TestAPublisherWithoutPermissionIsWithdrawnWithinItsTTL(t *testing.T) {
 	s.server.Revoke(t, "svc", prefix, "")
 	asked := s.begin("Stop without permission")
 	err := pub.stopIn(defaultTimeout)
-	s.figure(fmt.Sprint("gone after ", err), s.requireGone(asked, 3500*time.Millisecond))
+	s.figure(fmt.Sprint("gone after ", err), s.requireGone(asked, 3*time.Second+expiryLag))
 	grant(prefix, "", readWrite)
 	time.Sleep(time.Second)
 	s.requireGone(time.Now(), 0)

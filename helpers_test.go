@@ -138,6 +138,12 @@ func awaitState(t *testing.T, p *Publisher, state State) {
 	etcdtest.RequireSoon(t, eventually, func() bool { return p.Status().State == state }, "state ", state)
 }
 
+// awaitLeases waits until there are n: one that was asked for twice is revoked once the key is there.
+func awaitLeases(t *testing.T, srv *etcdtest.Server, n int) {
+	t.Helper()
+	etcdtest.RequireSoon(t, eventually, func() bool { return srv.Leases(t) == n }, "%d leases", n)
+}
+
 func awaitValue(t *testing.T, srv rooted, key, value string) {
 	t.Helper()
 	etcdtest.RequireSoon(t, eventually, func() bool {

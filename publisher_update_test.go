@@ -31,7 +31,7 @@ func TestUpdateChangesTheValueUnderTheSameKeyAndLease(t *testing.T) {
 	require.Equal(t, before.Version+1, after.Version)
 	require.Equal(t, "10.0.0.7:9090", p.Status().Value)
 	require.Equal(t, StatePublished, p.Status().State)
-	srv.RequireLeases(t, 1)
+	awaitLeases(t, srv, 1)
 }
 
 func TestUpdateCostsNothingButItsPut(t *testing.T) {
@@ -103,7 +103,7 @@ func TestOfConcurrentUpdatesTheLatestStays(t *testing.T) {
 	requireValue(t, srv, testFullKey, p.Status().Value)
 	require.NoError(t, p.Update(context.Background(), "last"))
 	requireValue(t, srv, testFullKey, "last")
-	srv.RequireLeases(t, 1)
+	awaitLeases(t, srv, 1)
 }
 
 // TestAnOutageThatBeginsUnderAnUpdateKeepsItsValueBack: gRPC holds such a request back for the next connection.
@@ -189,7 +189,7 @@ func TestOfTwoWithOneIdTheSecondTakesOverAndTheFirstsStopLeavesItsKey(t *testing
 	require.NoError(t, first.StopContext(context.Background()))
 	require.Equal(t, kv, requireValue(t, srv, testFullKey, testValue))
 	require.Equal(t, StatePublished, second.Status().State)
-	srv.RequireLeases(t, 1)
+	awaitLeases(t, srv, 1)
 	observer.RequireNeverAbsent(t, testFullKey)
 }
 
@@ -201,5 +201,5 @@ func TestPauseInAConflictLeavesTheOthersKey(t *testing.T) {
 	awaitState(t, first, StateConflict)
 	require.NoError(t, first.PauseContext(context.Background()))
 	require.Equal(t, int64(second.Status().Lease), requireValue(t, srv, testFullKey, testValue).Lease)
-	srv.RequireLeases(t, 1)
+	awaitLeases(t, srv, 1)
 }

@@ -38,7 +38,7 @@ func TestConcurrentFirstUsersDialOnce(t *testing.T) {
 	require.EqualValues(t, 1, dials.Load())
 	require.Equal(t, 1, path.Connections())
 	require.Equal(t, 1, srv.Connections())
-	srv.RequireLeases(t, 30)
+	awaitLeases(t, srv, 30)
 }
 
 func TestADialHoldsUpNobodyElse(t *testing.T) {

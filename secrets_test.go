@@ -51,7 +51,7 @@ func TestNoSecretIsEverTold(t *testing.T) {
 	for _, pass := range []string{right, wrong} {
 		p := newTestPublisher(t, srv.Endpoints(), WithId(testID), WithPubEtcdAccount("u", pass), listen, logger, observe,
 			WithTimeout(500*time.Millisecond), WithTTL(2*time.Second))
-		err := p.KeepAlive()
+		err := p.KeepAliveContext(deadline(t, eventually)) // which a wrong password ends at once
 		require.Equal(t, pass == wrong, err != nil)
 		tell(err, p, p.Status(), p.Stats())
 		srv.AuthDisable(t)
