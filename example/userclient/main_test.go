@@ -16,6 +16,7 @@ import (
 	"github.com/discov-go/discov"
 	"github.com/discov-go/discov/example/internal/localetcd"
 	"github.com/discov-go/discov/example/user"
+	"github.com/discov-go/discov/internal/etcdtest"
 	"github.com/discov-go/discov/internal/output"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -147,7 +148,7 @@ func TestGoesOnWhileThereIsNoInstance(t *testing.T) {
 }
 
 func TestFindsTheServiceInAnEtcdThatCameBackEmpty(t *testing.T) {
-	etcd := startEtcd(t, "")
+	etcd := startEtcd(t, etcdtest.FreeAddr(t))
 	startInstance(t, etcd, "old").end()
 	out := startClient(t, "-etcd", etcd.Endpoint, "-every", "20ms")
 	out.WaitFor(t, "Unavailable")

@@ -157,8 +157,12 @@ func TestATokenFromBeforeEtcdWasRestoredIsNotWaitedFor(t *testing.T) {
 		e := &server{}
 		c := connect(t, e, testLogin, "")
 		e.lose(t, c.renewing(t))
-		e.set(func() { e.back, e.hangs = true, hanging("t1") })
+		sent := make(chan struct{})
+		e.set(func() {
+			e.back, e.hangs, e.look = true, hanging("t1"), func(context.Context) error { <-sent; return nil }
+		})
 		next := c.keepAlive(t)
+		close(sent)
 		began := time.Now()
 		require.NoError(t, c.get(t.Context()))
 		_, err := next.Recv()

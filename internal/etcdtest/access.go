@@ -3,6 +3,7 @@ package etcdtest
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -104,7 +106,12 @@ func (a *access) dial(auth bool) (*clientv3.Client, error) {
 	if auth {
 		cfg.Username, cfg.Password = RootUser, RootPass
 	}
-	return clientv3.New(cfg)
+	for end := time.Now().Add(callTimeout); ; {
+		c, err := clientv3.New(cfg)
+		if !errors.Is(err, rpctypes.ErrLeaderChanged) || time.Now().After(end) { // a login that met an election is not retried
+			return c, err
+		}
+	}
 }
 
 // tlsConfig trusts everybody: what is wrong with the server's certificate is for the subject of the test to find.

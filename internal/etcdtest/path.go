@@ -2,7 +2,6 @@ package etcdtest
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -61,7 +60,7 @@ func NewPath(t testing.TB, target string) *Path {
 	}
 	p := &Path{
 		t:      t,
-		addr:   fmt.Sprintf("127.0.0.1:%d", reservePort(t)),
+		addr:   FreeAddr(t),
 		socket: filepath.Join(dir, "s"),
 		links:  map[*link]struct{}{},
 		healed: make(chan struct{}),

@@ -103,7 +103,7 @@ func (l *line) requireReset(t testing.TB) {
 
 func newLine(t testing.TB) (*echo, *etcdtest.Path, *line) {
 	t.Helper()
-	e := newEcho(t, "127.0.0.1:0")
+	e := newEcho(t, etcdtest.FreeAddr(t))
 	p := etcdtest.NewPath(t, e.Addr().String())
 	l := dial(t, p)
 	l.requireEcho(t, "hello")
@@ -120,7 +120,7 @@ func TestSwallowedBytesArriveAfterHeal(t *testing.T) {
 	new := dial(t, p)
 	new.say(t, "late too")
 	new.requireSilence(t)
-	require.Equal(t, 2, p.Connections())
+	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return p.Connections() == 2 })
 	p.Heal()
 	p.Heal()
 	for want, l := range map[string]*line{"late": l, "late too": new} {

@@ -9,6 +9,13 @@ import (
 	"time"
 )
 
+// FreeAddr returns an address on the loopback interface that is this test's until its end, also while nothing listens on
+// it.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", reservePort(t))
+}
+
 // reservePort returns a TCP port of 127.0.0.1 that is this test's until its end, also while nothing listens on it.
 //
 // The reservation is the UDP port of the same number: other processes with this package see it taken, and the system

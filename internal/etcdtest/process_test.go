@@ -71,7 +71,7 @@ func TestProcessTellsItsCounts(t *testing.T) {
 			put(t, c, "k", "v")
 			<-c.Watch(short(t), "k", clientv3.WithCreatedNotify())
 			require.Equal(t, map[string]int{"Put": 1, "Watch": 1, "Watch.msg": 1, "Watch.create": 1}, p.Requests())
-			require.Equal(t, 1, p.Watchers())
+			requireWatchers(t, p, 1)
 			require.Equal(t, 1, p.OpenStreams("Watch"))
 			if with == "plaintext" {
 				require.Equal(t, 1, p.Connections())

@@ -166,7 +166,7 @@ func TestRequestsCountsByMethodAndLeavesItsOwnOut(t *testing.T) {
 		"Watch": 1, "Watch.msg": 1, "Watch.create": 1,
 	}, s.Requests())
 	require.Equal(t, 1, s.OpenStreams("Watch"))
-	require.Equal(t, 1, s.Watchers())
+	requireWatchers(t, s, 1)
 	require.Equal(t, 1, s.Connections())
 
 	cancel()
@@ -174,6 +174,12 @@ func TestRequestsCountsByMethodAndLeavesItsOwnOut(t *testing.T) {
 	c.Close()
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return s.Connections() == 0 })
 	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return s.OpenStreams("LeaseKeepAlive") == 0 })
+}
+
+// requireWatchers waits: an answer is counted once it was sent.
+func requireWatchers(t *testing.T, s interface{ Watchers() int }, n int) {
+	t.Helper()
+	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return s.Watchers() == n }, "%d watchers", n)
 }
 
 func TestWatchersKnowsWhichOfAStreamAreCancelled(t *testing.T) {
@@ -185,10 +191,10 @@ func TestWatchersKnowsWhichOfAStreamAreCancelled(t *testing.T) {
 	defer cancelTwo()
 	<-c.Watch(one, "a", clientv3.WithCreatedNotify())
 	<-c.Watch(two, "b", clientv3.WithCreatedNotify())
-	require.Equal(t, 2, s.Watchers())
+	requireWatchers(t, s, 2)
 	require.Equal(t, 1, s.OpenStreams("Watch"))
 	cancelOne()
-	etcdtest.RequireSoon(t, 5*time.Second, func() bool { return s.Watchers() == 1 })
+	requireWatchers(t, s, 1)
 	require.Equal(t, 1, s.OpenStreams("Watch"))
 	s.Stop()
 	require.Zero(t, s.Watchers())

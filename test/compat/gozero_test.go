@@ -132,10 +132,7 @@ func TestAZRPCClientCallsWhatIsPublished(t *testing.T) {
 // process.
 func TestAZRPCServiceIsMigrated(t *testing.T) {
 	etcd := etcdtest.Start(t, etcdtest.QuickTicks())
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	listenOn := free.Addr().String()
-	require.NoError(t, free.Close())
+	listenOn := etcdtest.FreeAddr(t)
 	var c struct {
 		zrpc.RpcServerConf
 		Registry discov.EtcdConf

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -67,7 +66,7 @@ func TestPrometheusScrapesTheExample(t *testing.T) {
 	require.NoError(t, err)
 	config = write(t, folder, "prometheus.yml", fmt.Sprintf(
 		"global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [%q]\nscrape_configs: [{job_name: user, static_configs: [{targets: [%q]}]}]\n", rules, admin))
-	api := "http://" + freeAddr(t)
+	api := "http://" + etcdtest.FreeAddr(t)
 	start(t, prometheus(t, "prometheus"), "--config.file", config, "--storage.tsdb.path", filepath.Join(folder, "data"),
 		"--web.listen-address", strings.TrimPrefix(api, "http://"))
 
@@ -83,7 +82,7 @@ func TestPrometheusScrapesTheExample(t *testing.T) {
 		`count(discov_publisher_losses_total == 0)`: "7",
 		`clamp_max(floor(discov_publisher_lease_expiry_timestamp_seconds - time()), 0)`: "0",
 	} {
-		require.Equal(t, want, value(api, query), query)
+		etcdtest.RequireSoon(t, patience, func() bool { return value(api, query) == want }, "%s is %s", query, want)
 	}
 	var loaded struct {
 		Data struct {
@@ -137,14 +136,6 @@ func write(t *testing.T, folder, name, text string) string {
 	path := filepath.Join(folder, name)
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 	return path
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 // A program is a child process, ended by SIGTERM with the test.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -93,7 +92,7 @@ func TestAnHTTPService(t *testing.T) {
 		"/discov/":       "published for",
 		"/metrics":       `discov_publisher_state{key="user.http",state="published"} 1`,
 	} {
-		require.Contains(t, get(t, site+path), want)
+		etcdtest.RequireSoon(t, patience, func() bool { return strings.Contains(get(t, site+path), want) }, "%s says %q", path, want)
 	}
 	service.end()
 	require.Empty(t, observer.Keys(t))
@@ -114,15 +113,13 @@ func TestAGoZeroServiceThatWasMigrated(t *testing.T) {
 	t.Parallel()
 	etcd := etcdtest.Start(t, etcdtest.QuickTicks())
 	observer := etcdtest.Observe(t, etcd, "user.rpc")
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	require.NoError(t, listener.Close())
+	listenOn := etcdtest.FreeAddr(t)
 	config := filepath.Join(t.TempDir(), "user.yaml")
 	require.NoError(t, os.WriteFile(config, fmt.Appendf(nil,
-		"Name: user.rpc\nListenOn: %s\nLog: {Mode: console}\nRegistry: {Hosts: [%q], Key: user.rpc}\n", listener.Addr(), etcd.Endpoints()[0]), 0o600))
+		"Name: user.rpc\nListenOn: %s\nLog: {Mode: console}\nRegistry: {Hosts: [%q], Key: user.rpc}\n", listenOn, etcd.Endpoints()[0]), 0o600))
 	service := start(t, "zrpcservice", "-f", config)
 	addr := found(t, observer, "user.rpc")
-	require.Equal(t, listener.Addr().String(), addr)
+	require.Equal(t, listenOn, addr)
 	conn, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	require.NoError(t, err)
 	defer conn.Close()
@@ -151,7 +148,6 @@ func TestTheReadmesCodeCompiles(t *testing.T) {
 
 import (
 	"context"
-	"net"
 	"time"
 
 	"github.com/discov-go/discov"
