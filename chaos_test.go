@@ -348,7 +348,7 @@ func (c *chaos) requireAsAsked(since time.Time) {
 
 // allowed is how long after since something may be wrong.
 func (c *chaos) allowed(since time.Time, wrong string) time.Duration {
-	within := chaosBack
+	within := chaosBack + c.meter.allowance(since, time.Now())
 	if since.Sub(c.deaf) < chaosTTL {
 		within += chaosTTL / 2
 	}

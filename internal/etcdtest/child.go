@@ -3,6 +3,7 @@ package etcdtest
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -100,6 +101,9 @@ func (c *child) ready() error {
 func (c *child) hear() error {
 	c.news.SetReadDeadline(time.Now().Add(startTimeout))
 	if _, err := c.news.Read(make([]byte, 1)); err != nil {
+		if errors.Is(err, io.EOF) {
+			<-c.exited // from then on, all that it said is there
+		}
 		return fmt.Errorf("child process (does TestMain call etcdtest.RunIfChild?): %w\n%s", err, c.said)
 	}
 	return nil
