@@ -10,7 +10,7 @@ const (
 	// (because: a follower that limps is slow now and then, and 28 streams were opened in 20 s).
 	mostStreams = 8
 	streamsKept = 30 * time.Second
-	// chunk is how many renewals are sent at once, so that etcd answers others between them.
+	// chunk is how many renewals are sent at once until etcd has answered so many in time.
 	chunk = 512
 	// gather is how long requests of watches wait for others after some were sent, to go out together: a packet of its own
 	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
