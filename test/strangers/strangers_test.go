@@ -148,6 +148,7 @@ func TestTheReadmesCodeCompiles(t *testing.T) {
 
 import (
 	"context"
+	"net"
 	"time"
 
 	"github.com/discov-go/discov"
