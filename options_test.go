@@ -227,9 +227,9 @@ func TestWithTimeoutBoundsACallWithoutADeadline(t *testing.T) {
 	began := time.Now()
 	require.Error(t, p.KeepAlive())
 	require.Greater(t, time.Since(began), 100*time.Millisecond)
-	awaitState(t, p, StateIdle)
+	requireIdle(t, p)
 	requireWithin(t, 200*time.Millisecond, func() { require.Error(t, p.KeepAlive()) })
-	awaitState(t, p, StateIdle)
+	requireIdle(t, p)
 	// A deadline goes before the timeout, also a longer one.
 	began = time.Now()
 	require.Error(t, p.KeepAliveContext(deadline(t, 600*time.Millisecond)))

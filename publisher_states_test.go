@@ -169,7 +169,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			take: func(t *testing.T, w walk) {
 				w.path.Refuse()
 				require.Error(t, w.p.KeepAlive())
-				awaitState(t, w.p, StateIdle)
+				requireIdle(t, w.p)
 			},
 			states: []State{StateRegistering, StateIdle, StateStopped},
 		},
@@ -179,7 +179,7 @@ func TestEveryTransitionOfTheDiagramHappens(t *testing.T) {
 			take: func(t *testing.T, w walk) {
 				losesAnswers.Store(true)
 				require.Error(t, w.p.KeepAlive())
-				awaitState(t, w.p, StateIdle)
+				requireIdle(t, w.p)
 				w.p.Pause()
 				w.p.Resume()
 				w.p.Pause()

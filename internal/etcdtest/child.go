@@ -102,7 +102,10 @@ func (c *child) hear() error {
 	c.news.SetReadDeadline(time.Now().Add(startTimeout))
 	if _, err := c.news.Read(make([]byte, 1)); err != nil {
 		if errors.Is(err, io.EOF) {
-			<-c.exited // from then on, all that it said is there
+			select {
+			case <-c.exited: // from then on, all that it said is there
+			case <-time.After(startTimeout):
+			}
 		}
 		return fmt.Errorf("child process (does TestMain call etcdtest.RunIfChild?): %w\n%s", err, c.said)
 	}

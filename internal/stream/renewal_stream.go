@@ -51,7 +51,6 @@ type renewalStream struct {
 	unsent   []*renewal
 	sent     []*renewal // oldest first, which has no answer; some of the others may have one
 	load     int        // how many have no answer
-	handed   int        // how many were handed to it at most the last time
 	turn     time.Time  // when the oldest of sent became that by an answer to the one before it
 	answered bool       // whether etcd has answered anything
 }

@@ -168,18 +168,12 @@ func (r *Renewals) handOutLocked() {
 // isSlow reports whether etcd is known to be slow.
 func (r *Renewals) isSlow() bool { return r.pulse.RoundTrip() > busyAfter }
 
-// goOnLocked gives a stream whose last request was answered the next ones: after the first, a chunk, and once that is
-// answered, the rest (because: 10,000 leases in chunks cost etcd 5.1 % of a core, not 4.7). Where a chunk is answered slowly,
-// nothing is left by then: lookAfter has spread it.
+// goOnLocked gives a stream whose last request was answered the next ones.
 func (r *Renewals) goOnLocked(s *renewalStream) {
 	if s.isBusy() || s.alone {
 		return
 	}
-	next := chunk
-	if s.handed == chunk {
-		next = len(r.queue)
-	}
-	r.handLocked(s, next)
+	r.handLocked(s, chunk)
 	if len(r.queue) == 0 && time.Since(r.spread) > streamsKept {
 		r.endIdleLocked()
 	}
@@ -226,7 +220,6 @@ func (r *Renewals) skipForgottenLocked() {
 
 // handLocked hands up to n requests to the stream.
 func (r *Renewals) handLocked(s *renewalStream, n int) {
-	s.handed = n
 	for r.skipForgottenLocked(); n > 0 && len(r.queue) > 0; r.skipForgottenLocked() {
 		s.add(r.queue[0])
 		r.queue = r.queue[1:]

@@ -179,7 +179,7 @@ func TestManyLeasesOverAFollowerAreRenewedInTime(t *testing.T) {
 	})
 }
 
-func TestLargeNumbersGoOutInThreePieces(t *testing.T) {
+func TestLargeNumbersGoOutInChunks(t *testing.T) {
 	bubble.Test(t, func(t *testing.T) {
 		const all = 2000
 		held, release := make(chan int64, all), make(chan struct{})
@@ -201,15 +201,15 @@ func TestLargeNumbersGoOutInThreePieces(t *testing.T) {
 		}}
 		r := newRenewals(t, server, 0)
 		r.Ask(grant(all))
-		var pieces []int
+		var chunks []int
 		for !r.Idle() {
 			synctest.Wait() // all has arrived that comes without an answer
-			pieces = append(pieces, len(held))
+			chunks = append(chunks, len(held))
 			release <- struct{}{}
 			synctest.Wait()
 		}
 		close(release)
-		require.Equal(t, []int{1, chunk, all - 1 - chunk}, pieces)
+		require.Equal(t, []int{1, chunk, chunk, chunk, all - 1 - 3*chunk}, chunks)
 		opened, _, _ := server.streams()
 		require.Equal(t, 1, opened)
 	})

@@ -10,7 +10,9 @@ const (
 	// (because: a follower that limps is slow now and then, and 28 streams were opened in 20 s).
 	mostStreams = 8
 	streamsKept = 30 * time.Second
-	// chunk is how many renewals are sent at once until etcd has answered so many in time.
+	// chunk is how many renewals are sent at once: what waits on one stream waits for all before it, and a follower asks the
+	// leader for each (because: 10,000 at once cost etcd 4.7 % of a core, not 5.1, but over a follower that takes 1 ms for each
+	// they take ten seconds).
 	chunk = 512
 	// gather is how long requests of watches wait for others after some were sent, to go out together: a packet of its own
 	// costs many times as much, on both sides. The first one does not wait (because: etcd tells of a change from before the
