@@ -115,7 +115,7 @@ func TestAProcessThatWasFrozenHasItsKeyBackWithinASecondOfGoingOn(t *testing.T) 
 		etcdtest.Resume(t, c.Process)
 		goes := s.begin("goes on")
 		time.Sleep(atOnce)
-		time.Sleep(s.meter.allowance(goes, time.Now()))
+		time.Sleep(s.meter.allowance(goes, time.Now())) // a late machine has longer
 		require.True(t, s.Present(t, childKey))
 		if absences := s.Absences(childKey); len(absences) > 0 {
 			s.figure("frozen for "+frozen.String(), absences[len(absences)-1].To.Sub(goes))

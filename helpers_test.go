@@ -144,7 +144,7 @@ func requireIdle(t *testing.T, p *Publisher) {
 	etcdtest.RequireSoon(t, slack, func() bool { return p.Status().State == StateIdle }, "idle")
 }
 
-// awaitLeases waits until there are n: one that was asked for twice is revoked once the key is there.
+// awaitLeases waits until there are n, for a second: one that was asked for twice is revoked once the key is there.
 func awaitLeases(t *testing.T, srv *etcdtest.Server, n int) {
 	t.Helper()
 	etcdtest.RequireSoon(t, time.Second, func() bool { return srv.Leases(t) == n }, "%d leases", n)

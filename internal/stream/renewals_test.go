@@ -175,7 +175,7 @@ func TestManyLeasesOverAFollowerAreRenewedInTime(t *testing.T) {
 		r.Ask(leases)
 		r.awaitIdle(t, testTTL/3) // one stream takes 8 s
 		requireRenewed(t, began, leases...)
-		require.Equal(t, len(leases), len(server.requests())) //nolint:testifylint // Len would print them all
+		server.requireOnceEach(t, leases)
 	})
 }
 
